@@ -1,0 +1,41 @@
+# Everything runs in .venv, made from constraints.txt at the first call.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: demo test check format bench train evaluate clean
+
+demo: $(READY)  ## run the main job on the bundled model and write report.html
+	$(BIN)/vlm-lens demo --out report.html
+
+test: $(READY)  ## all tests, public examples included
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(MAKE) test
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/overhead.py
+
+train: $(READY)  ## train shapes-llava again, from its seed
+	$(BIN)/python -m vlm_lens.shapes_llava.train --out trained
+
+evaluate: $(READY)  ## the accuracy table of the bundled weights
+	$(BIN)/python -m vlm_lens.shapes_llava.evaluate
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis

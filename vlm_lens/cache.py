@@ -1,0 +1,104 @@
+"""The activation cache of a vision-language model: TransformerLens' own, and token types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformer_lens
+from torch import Tensor
+from transformer_lens.utilities import get_act_name
+
+from vlm_lens.hooks.names import HookNameError, nearest_names
+from vlm_lens.inputs import TokenMap
+
+
+class ActivationCache(transformer_lens.ActivationCache):
+    """Activations by hook name, as in TransformerLens, and by token type.
+
+    Everything that TransformerLens' cache does works here (``cache["post", 3]``,
+    `decompose_resid`, `logit_attrs` ...). Attention patterns and scores that were not kept are
+    computed from the same forward's queries and keys when first asked for, where
+    `run_with_cache` ran without a filter.
+
+    Args:
+        cache_dict: Activations by hook name.
+        model: The `HookedVLM` they are from.
+        token_maps: One `TokenMap` for each sample; without them there are no token types.
+        deferred: By name, what computes an activation that was not kept.
+    """
+
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: Any,
+        *,
+        has_batch_dim: bool = True,
+        token_maps: Sequence[TokenMap] | None = None,
+        deferred: dict[str, Callable[[], Tensor]] | None = None,
+    ) -> None:
+        super().__init__(cache_dict, model, has_batch_dim=has_batch_dim)
+        self.token_maps = list(token_maps) if token_maps is not None else None
+        self._deferred = dict(deferred or {})
+
+    def __getitem__(self, key: Any) -> Tensor:
+        try:
+            return super().__getitem__(key)
+        except KeyError:
+            name = self._full_name(key)
+        if name not in self._deferred:
+            near = nearest_names(name, self.cache_dict)
+            hint = f" Nearest kept: {', '.join(near)}." if near else ""
+            raise HookNameError(
+                f"This cache holds {len(self)} activations and none is named {name!r}.{hint} "
+                "Name it in `names_filter` to keep it."
+            )
+        value = self._deferred[name]()
+        self.cache_dict[name] = value if self.has_batch_dim else value[0]
+        return self.cache_dict[name]
+
+    def _full_name(self, key: Any) -> str:
+        if isinstance(key, str):
+            return key if "." in key else get_act_name(key)
+        layer = key[1] if len(key) > 1 else None
+        if layer is not None and layer < 0:
+            key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
+        return get_act_name(*key)
+
+    def image(self, name: str | tuple, *, batch: int | None = None) -> Tensor:
+        """Activations at the image positions, one row a position, sample after sample.
+
+        Args:
+            name: A hook name of the language model or TransformerLens' shorthand.
+            batch: Only this sample.
+
+        Returns:
+            Activations of shape ``[n_image_positions, ...]``.
+        """
+        return self._at("image", name, batch)
+
+    def text(self, name: str | tuple, *, batch: int | None = None) -> Tensor:
+        """Activations at the text positions (special tokens, images and padding left out).
+
+        Returns:
+            Activations of shape ``[n_text_positions, ...]``.
+        """
+        return self._at("text", name, batch)
+
+    def _at(self, kind: str, name: str | tuple, batch: int | None) -> Tensor:
+        if self.token_maps is None:
+            raise ValueError(
+                "This cache knows no token types: the model was run on bare tokens. "
+                "Run it on what `model.prepare(...)` returns."
+            )
+        value = self[name] if self.has_batch_dim else self[name][None]
+        mask = torch.stack([token_map.mask(kind) for token_map in self.token_maps])
+        if value.shape[:2] != mask.shape:
+            raise ValueError(
+                f"Expected an activation of the language model, [batch, pos, ...] = "
+                f"{list(mask.shape)}, but {name!r} is {list(value.shape)}. In the vision encoder "
+                "and the projector every position is an image patch: index the cache directly."
+            )
+        samples = slice(None) if batch is None else slice(batch, batch + 1)
+        return value[samples][mask[samples].to(value.device)]

@@ -1,0 +1,260 @@
+"""Taps inside attention: rotated queries and keys, scores and pattern, read and written.
+
+These tensors live inside Hugging Face's attention *function*, not between modules. transformers
+lets a model choose that function by name, so while a tap inside attention has hooks, the model's
+configuration names ours. It hands the call on to the function the user asked for (sdpa, flash,
+eager). Where scores or pattern are hooked it also runs the model's own eager attention with taps
+around its softmax, and lets that result count only if a hook changed something.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from vlm_lens.hooks.recomputed import unless_changed
+from vlm_lens.hooks.tap import Removable, Tap, fire
+
+OnTensor = Callable[[Tensor], Tensor]
+Deferred = Callable[[], Tensor]
+_PREFIX = "vlm_lens_"
+_active: dict[nn.Module, list[AttentionProbe]] = {}
+"""Attention modules with hooks inside, and the probes to fire there; empty when no hook is set."""
+
+
+class AttentionProbe:
+    """The taps inside one attention module.
+
+    Args:
+        module: A Hugging Face attention module that takes its function from `AttentionInterface`.
+        rotary: Whether its queries and keys are rotated, so that `rot_q` and `rot_k` exist.
+    """
+
+    def __init__(self, module: nn.Module, *, rotary: bool) -> None:
+        self.module = module
+        self.rot_q = Tap(self.wire) if rotary else None
+        self.rot_k = Tap(self.wire) if rotary else None
+        self.scores = Tap(self.wire)
+        self.pattern = Tap(self.wire)
+        self.last_call: Callable[[], tuple[Tensor, Tensor]] | None = None
+        self.remembers = False
+        self._users = 0
+
+    def wire(self, _tap: Tap | None = None) -> Removable:
+        """Put our attention function in place for one more user of this module."""
+        if self._users == 0:
+            _active.setdefault(self.module, []).append(self)
+            _use_ours(self.module.config)
+        self._users += 1
+        return self
+
+    def remove(self) -> None:
+        """One user fewer; with the last one the module gets its own attention function back."""
+        self._users -= 1
+        if self._users:
+            return
+        _active[self.module].remove(self)
+        if not _active[self.module]:
+            del _active[self.module]
+        if not any(module.config is self.module.config for module in _active):
+            _use_theirs(self.module.config)
+
+    def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Fire the taps on rotated queries and keys, which hooks see as [batch, pos, head, d]."""
+        if self.rot_q is not None and self.rot_q.has_hooks():
+            query = self.rot_q(query.transpose(1, 2)).transpose(1, 2)
+        if self.rot_k is not None and self.rot_k.has_hooks():
+            key = self.rot_k(key.transpose(1, 2)).transpose(1, 2)
+        return query, key
+
+    def keep_call(self, call: Callable[[TorchFunctionMode], Any]) -> None:
+        """Keep, if asked to remember, how to compute this call's scores and pattern."""
+        if self.remembers:
+            self.last_call = partial(_scores_and_pattern, call)
+
+
+@contextmanager
+def remember_attention(probes: dict[str, AttentionProbe]) -> Iterator[dict[str, Deferred]]:
+    """Make scores and patterns of the forward in this block computable after it.
+
+    Nothing is computed in the forward itself; queries and keys are kept alive.
+
+    Args:
+        probes: Probes by the name of their attention (``"blocks.0.attn"``).
+
+    Yields:
+        A dictionary that holds, after the block, what computes each score and pattern by name.
+    """
+    deferred: dict[str, Deferred] = {}
+    wired = []
+    try:
+        for probe in probes.values():
+            wired.append((probe, probe.wire()))
+            probe.remembers = True
+        yield deferred
+        for name, probe in probes.items():
+            if probe.last_call is not None:
+                deferred[f"{name}.hook_attn_scores"] = partial(_part, probe.last_call, 0)
+                deferred[f"{name}.hook_pattern"] = partial(_part, probe.last_call, 1)
+    finally:
+        for probe, handle in wired:
+            probe.remembers, probe.last_call = False, None
+            handle.remove()
+
+
+def _part(call: Callable[[], tuple[Tensor, Tensor]], index: int) -> Tensor:
+    return call()[index]
+
+
+class _AroundSoftmax(TorchFunctionMode):
+    """Passes what goes into the one softmax of an attention function, and what comes out, on."""
+
+    def __init__(self, on_scores: OnTensor, on_pattern: OnTensor) -> None:
+        super().__init__()
+        self.on_scores, self.on_pattern = on_scores, on_pattern
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        kwargs = kwargs or {}
+        if func not in (F.softmax, torch.softmax, Tensor.softmax):
+            return func(*args, **kwargs)
+        scores = self.on_scores(args[0])
+        # Hooks see the pattern in the model's dtype, as the product with the values does.
+        return self.on_pattern(func(scores, *args[1:], **kwargs).to(scores.dtype))
+
+
+def _scores_and_pattern(call: Callable[[TorchFunctionMode], Any]) -> tuple[Tensor, Tensor]:
+    seen: list[Tensor] = []
+
+    def see(tensor: Tensor) -> Tensor:
+        seen.append(tensor)
+        return tensor
+
+    with torch.no_grad():
+        call(_AroundSoftmax(see, see))
+    if not seen:
+        raise RuntimeError("The model's eager attention called no softmax, so it has no pattern.")
+    return seen[0], seen[1]
+
+
+class _FireAll:
+    """Fires several taps on one tensor, and remembers whether a hook changed anything."""
+
+    def __init__(self) -> None:
+        self.changed = False
+
+    def __call__(self, taps: list[Tap], value: Tensor) -> Tensor:
+        for tap in taps:
+            value, changed = fire(tap, value)
+            self.changed |= changed
+        return value
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    base: str,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function named in the configuration while a tap inside attention has hooks."""
+    probes = _active.get(module, [])
+    for probe in probes:
+        query, key = probe.rotate(query, key)
+
+    def eager(mode: TorchFunctionMode, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        mask = _additive_mask(attention_mask, q, k, _is_causal(module, kwargs, base))
+        with mode:
+            return _eager_of(module)(module, q, k, v, mask, **kwargs)
+
+    q, k = query.detach(), key.detach()
+    for probe in probes:  # the pattern does not depend on the values, so they are not kept
+        probe.keep_call(partial(eager, q=q, k=k, v=k))
+    scores = [probe.scores for probe in probes if probe.scores.has_hooks()]
+    pattern = [probe.pattern for probe in probes if probe.pattern.has_hooks()]
+    theirs = partial(_theirs, base, module, query, key, value, attention_mask, **kwargs)
+    if not scores and not pattern:
+        return theirs()
+    fire_all = _FireAll()
+    around = _AroundSoftmax(partial(fire_all, scores), partial(fire_all, pattern))
+    recomputed, weights = eager(around, query, key, value)
+    if fire_all.changed:
+        return recomputed, weights
+    output, their_weights = theirs()
+    return unless_changed(output, recomputed, changed=False), their_weights
+
+
+def _theirs(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The attention function that the user asked for."""
+    if base == "eager":
+        return _eager_of(module)(module, *args, **kwargs)
+    config: Any = module.config
+    config._attn_implementation_internal = base  # flash attention reads its own name from there
+    try:
+        return AttentionInterface()[base](module, *args, **kwargs)
+    finally:
+        config._attn_implementation_internal = _PREFIX + base
+
+
+def _eager_of(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    source = sys.modules[type(module).__module__]
+    eager = getattr(source, "eager_attention_forward", None)
+    if eager is None:
+        raise TypeError(
+            f"Expected {type(module).__name__} to come with `eager_attention_forward` in "
+            f"{source.__name__}, but it has none, so its scores and pattern cannot be hooked."
+        )
+    return eager
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any], base: str) -> bool:
+    """Whether a missing mask means a causal one (never under eager, which always gets a mask)."""
+    asked = kwargs.get("is_causal")
+    return base != "eager" and bool(getattr(module, "is_causal", True) if asked is None else asked)
+
+
+def _additive_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """Any mask that an attention function takes, as the additive one that eager attention takes."""
+    n_query, n_key = query.shape[2], key.shape[2]
+    if mask is not None and mask.is_floating_point():
+        return mask
+    if mask is None and not (causal and n_query > 1):
+        return None
+    if mask is None:  # sdpa aligns a causal mask with the upper left corner
+        allowed = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device).tril()
+    elif mask.ndim == 2:  # flash attention: one flag a key, causality left to the kernel
+        allowed = mask[:, None, None, -n_key:].bool()
+        if causal:
+            square = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device)
+            allowed = allowed & square.tril(n_key - n_query)
+    else:
+        allowed = mask.bool()
+    lowest = torch.full((), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device)
+    return torch.where(allowed, torch.zeros_like(lowest), lowest)
+
+
+def _use_ours(config: Any) -> None:
+    base = config._attn_implementation or "eager"
+    if base.startswith(_PREFIX):
+        return
+    ours = _PREFIX + base
+    AttentionInterface.register(ours, partial(_attention, base=base))
+    if base in AttentionMaskInterface():  # a custom function may do without a mask
+        AttentionMaskInterface.register(ours, AttentionMaskInterface()[base])
+    config._attn_implementation_internal = ours
+
+
+def _use_theirs(config: Any) -> None:
+    current = config._attn_implementation_internal
+    config._attn_implementation_internal = current.removeprefix(_PREFIX)

@@ -1,0 +1,107 @@
+"""Hook names: exact names, globs and predicates, and an answer when none of them matches."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+
+class HookNameError(KeyError):
+    """A hook name, glob or predicate that matches no hook point of the model."""
+
+    def __str__(self) -> str:  # a KeyError would show its message in quotes
+        return str(self.args[0])
+
+
+@lru_cache(maxsize=256)
+def _glob(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern))
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name holds a wildcard (``*``, ``?`` or ``[...]``)."""
+    return any(character in name for character in "*?[")
+
+
+def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
+    """The `n` names most like `name`, each block index standing for all layers once.
+
+    Example:
+        >>> nearest_names("blocks.0.mlp.hook_pos", ["blocks.0.mlp.hook_post", "hook_embed"], n=1)
+        ['blocks.0.mlp.hook_post']
+    """
+    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
+
+
+def _no_match(name: str, names: dict[str, object]) -> HookNameError:
+    near = nearest_names(name.replace("*", "0"), names)
+    kind = "The glob matches none" if is_glob(name) else "Not one"
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return HookNameError(
+        f"{kind} of this model's {len(names)} hook points: {name!r}.{hint} "
+        "`model.hook_dict` lists them all."
+    )
+
+
+def resolve_names(names_filter: NamesFilter, names: dict[str, object]) -> list[str]:
+    """Turn a filter into exact hook names, in the model's order, or refuse it.
+
+    Args:
+        names_filter: An exact name, a glob (``"blocks.*.mlp.hook_post"``), a predicate on names,
+            or a list of names and globs. ``None`` stands for every name.
+        names: The model's hook points by name (only the keys are read).
+
+    Returns:
+        The names that match.
+
+    Raises:
+        HookNameError: A name, a glob or a predicate matches nothing; the message lists the
+            nearest real names.
+        TypeError: The filter is none of the accepted kinds.
+
+    Example:
+        >>> points = dict.fromkeys(["hook_embed", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+        >>> resolve_names("blocks.*.hook_mlp_out", points)
+        ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']
+    """
+    if names_filter is None:
+        return list(names)
+    if isinstance(names_filter, str):
+        return _resolve_one(names_filter, names)
+    if callable(names_filter):
+        return _resolve_predicate(names_filter, names)
+    if isinstance(names_filter, Iterable):
+        wanted: dict[str, None] = {}
+        for name in names_filter:
+            if not isinstance(name, str):
+                raise TypeError(f"Expected a list of hook names, but it holds {name!r}.")
+            wanted.update(dict.fromkeys(_resolve_one(name, names)))
+        return [name for name in names if name in wanted]
+    raise TypeError(
+        "Expected a hook name, a glob, a list of these, a predicate on names or None, "
+        f"but got {type(names_filter).__name__}."
+    )
+
+
+def _resolve_one(name: str, names: dict[str, object]) -> list[str]:
+    if name in names:
+        return [name]
+    matches = [known for known in names if _glob(name).match(known)] if is_glob(name) else []
+    if not matches:
+        raise _no_match(name, names)
+    return matches
+
+
+def _resolve_predicate(predicate: Callable[[str], bool], names: dict[str, object]) -> list[str]:
+    matches = [name for name in names if predicate(name)]
+    if not matches:
+        raise HookNameError(
+            f"The predicate {predicate!r} is false for all {len(names)} hook points of this model. "
+            "`model.hook_dict` lists their names."
+        )
+    return matches

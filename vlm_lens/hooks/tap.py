@@ -1,0 +1,164 @@
+"""A tap: a hook point that knows where in the Hugging Face model its tensor lives.
+
+A tap is wired into the model (one PyTorch hook) when it gets its first hook and unwired when it
+loses its last one. A model whose taps are idle therefore *is* the Hugging Face model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint, LensHandle
+
+
+class Removable(Protocol):
+    """What wiring a tap returns: calling `remove` undoes it."""
+
+    def remove(self) -> None: ...
+
+
+Wire = Callable[["Tap"], Removable]
+
+
+class Tap(HookPoint):
+    """A `HookPoint` that is connected to its place in the model only while it has hooks.
+
+    Args:
+        wire: Connects the tap to its place and returns a handle that disconnects it.
+
+    Example:
+        >>> linear = nn.Linear(2, 2)
+        >>> tap = Tap(output_of(linear))
+        >>> handle = tap.add_hook(lambda tensor, hook: tensor * 0)
+        >>> linear(torch.ones(1, 2)).sum().item()
+        0.0
+        >>> tap.remove_hooks("fwd")
+        >>> len(linear._forward_hooks)
+        0
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+        self._wired: Removable | None = None
+        self.fired = 0
+        """How many times the tap's tensor has passed through it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fired += 1
+        return x
+
+    def add_hook(self, hook: Any, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any):  # noqa: A002
+        """As `HookPoint.add_hook`; the first hook wires the tap into the model."""
+        handle: LensHandle = super().add_hook(hook, dir, *args, **kwargs)
+        if self._wired is None:
+            self._wired = self._wire(self)
+        return handle
+
+    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "fwd", *args: Any, **kwargs: Any):  # noqa: A002
+        """As `HookPoint.remove_hooks`; with the last hook the tap leaves the model."""
+        super().remove_hooks(dir, *args, **kwargs)
+        if self._wired is not None and not self.has_hooks():
+            self._wired.remove()
+            self._wired = None
+
+
+@dataclass(frozen=True)
+class View:
+    """How a hook sees the model's tensor, and how its answer goes back."""
+
+    to_hook: Callable[[Tensor], Tensor]
+    to_model: Callable[[Tensor], Tensor]
+
+
+def heads_view(n_heads: int) -> View:
+    """Show ``[..., heads * d_head]`` as ``[..., heads, d_head]``."""
+    return View(
+        to_hook=lambda x: x.unflatten(-1, (n_heads, -1)),
+        to_model=lambda x: x.flatten(-2),
+    )
+
+
+def fire(tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
+    """Pass a tensor through a tap, and say whether its hooks changed the values.
+
+    A hook may answer with a new tensor or write into the one it was given; both count.
+    """
+    if value.is_inference():  # inference tensors keep no version counter
+        before = value.clone()
+        out = tap(value)
+        return out, not torch.equal(out, before)
+    version = value._version
+    out = tap(value)
+    same_memory = out.data_ptr() == value.data_ptr() and out.shape == value.shape
+    return out, not same_memory or value._version != version
+
+
+def output_of(module: nn.Module, *, view: View | None = None) -> Wire:
+    """Wire a tap to a module's output: a tensor, or the first element of a tuple.
+
+    The PyTorch hook is put in front of those already there, so that whatever Hugging Face records
+    of this module (hidden states that a projector selects) is what the tap's hooks returned.
+    """
+
+    def wire(tap: Tap) -> Removable:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            value = output[0] if isinstance(output, tuple) else output
+            answer = _through(tap, value, view)
+            if answer is None:
+                return None
+            return (answer, *output[1:]) if isinstance(output, tuple) else answer
+
+        return module.register_forward_hook(hook, prepend=True)
+
+    return wire
+
+
+def input_of(
+    module: nn.Module, *, keyword: str = "hidden_states", view: View | None = None
+) -> Wire:
+    """Wire a tap to a module's input: its first positional argument, or a keyword argument."""
+
+    def wire(tap: Tap) -> Removable:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
+            value = args[0] if args else kwargs[keyword]
+            answer = _through(tap, value, view)
+            if answer is None:
+                return None
+            return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: answer})
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return wire
+
+
+def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wire:
+    """Wire a tap to an input that the caller goes on using (a residual stream before its norm).
+
+    Replacing the argument would change the norm's input and leave the residual branch as it was.
+    So hooks see a copy, and what they answer is written into the tensor that both branches share.
+    """
+
+    def wire(tap: Tap) -> Removable:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            shared = args[0] if args else kwargs[keyword]
+            answer, changed = fire(tap, shared.clone())
+            if changed or answer.requires_grad:
+                shared.copy_(answer)
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return wire
+
+
+def _through(tap: Tap, value: Tensor, view: View | None) -> Tensor | None:
+    """The tap's answer in the model's layout, or None where the model's own tensor stands."""
+    seen = value if view is None else view.to_hook(value)
+    answer = tap(seen)
+    if answer is seen:
+        return None
+    return answer if view is None else view.to_model(answer)

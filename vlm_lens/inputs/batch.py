@@ -1,0 +1,141 @@
+"""A batch that a vision-language model accepts, with what is known about its positions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vlm_lens.inputs.token_map import Kind, TokenMap
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inputs(Mapping[str, Tensor]):
+    """A prepared batch: the tensors of a model's forward, and what each position is.
+
+    It is a mapping over the tensors, so that ``hf_model(**inputs)`` works. `prepare` makes it.
+
+    Attributes:
+        tensors: ``input_ids`` and ``attention_mask`` of shape (batch, pos), padded on the left;
+            with images also ``pixel_values`` (images, 3, height, width), all samples' images in
+            order.
+        token_map: One map per sample.
+        images: The original images of each sample, in RGB.
+        texts: The prompt of each sample as it went into the tokenizer, each image as one
+            placeholder.
+        batched: False if a single prompt came in rather than a list of them.
+        tokenizer: Turns the token ids of an answer into text.
+        image_token_id: The id at image positions.
+    """
+
+    tensors: dict[str, Tensor]
+    token_map: list[TokenMap]
+    images: list[list[Image.Image]]
+    texts: list[str]
+    batched: bool
+    tokenizer: PreTrainedTokenizerBase
+    image_token_id: int
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        batch, length = self.shape
+        images = sum(len(images) for images in self.images)
+        tensors = ", ".join(f"{name} {list(value.shape)}" for name, value in self.items())
+        return (
+            f"Inputs({batch} sample(s) of {length} positions, {images} image(s): {tensors}, "
+            f"on {self.input_ids.device})"
+        )
+
+    @property
+    def input_ids(self) -> Int[Tensor, "batch pos"]:
+        """Token ids, the image token's id at every image position."""
+        return self.tensors["input_ids"]
+
+    @property
+    def attention_mask(self) -> Int[Tensor, "batch pos"]:
+        """1 at real positions, 0 at padding."""
+        return self.tensors["attention_mask"]
+
+    @property
+    def pixel_values(self) -> Float[Tensor, "images channels height width"] | None:
+        """All samples' processed images in order; None where no sample has any."""
+        return self.tensors.get("pixel_values")
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, pos): the shape of ``input_ids``."""
+        return self.input_ids.shape
+
+    def to(self, target: str | int | torch.device | torch.dtype) -> "Inputs":
+        """Returns these inputs on a device, or with their float tensors in a dtype."""
+        if isinstance(target, torch.dtype):
+            moved = {
+                name: value.to(target) if value.is_floating_point() else value
+                for name, value in self.items()
+            }
+        else:
+            moved = {name: value.to(target) for name, value in self.items()}
+        return replace(self, tensors=moved)
+
+    def positions_mask(self, kind: Kind) -> Bool[Tensor, "batch pos"]:
+        """Returns the mask of one kind of positions, on the device of ``input_ids``.
+
+        Args:
+            kind: A modality or a role; see `TokenMap.positions`.
+        """
+        masks = torch.stack([token_map.mask(kind) for token_map in self.token_map])
+        return masks.to(self.input_ids.device)
+
+    def extend(self, tokens: Int[Tensor, "batch pos_total"]) -> "Inputs":
+        """Returns the inputs that replay a generation in one forward pass.
+
+        Args:
+            tokens: The whole sequences as ``generate`` returns them: these ``input_ids`` and the
+                answers behind them. What a batch's shorter answers are filled up with counts as
+                part of the answer; being last, it changes nothing at the positions before it.
+
+        Returns:
+            The same images with the longer sequences; the new positions have the role "answer".
+
+        Raises:
+            ValueError: The tokens do not start with ``input_ids``, or an answer holds an image
+                token.
+        """
+        batch, length = self.shape
+        tokens = tokens.to(self.input_ids.device)
+        starts_same = tokens.ndim == 2 and tokens.shape[0] == batch and tokens.shape[1] >= length
+        if not starts_same or not torch.equal(tokens[:, :length], self.input_ids):
+            raise ValueError(
+                f"expected token ids of shape ({batch}, {length} or more) that start with these "
+                f"inputs' input_ids, got shape {tuple(tokens.shape)}: pass the prompt and the "
+                "answer together"
+            )
+        answers = tokens[:, length:]
+        if (answers == self.image_token_id).any():
+            raise ValueError(
+                f"an answer holds the image token (id {self.image_token_id}), for which there is "
+                "no image: keep the model from generating it"
+            )
+        mask = torch.cat([self.attention_mask, torch.ones_like(answers)], dim=1)
+        maps = [
+            token_map.extend(token_strings(self.tokenizer, answer.tolist()))
+            for token_map, answer in zip(self.token_map, answers, strict=True)
+        ]
+        tensors = {**self.tensors, "input_ids": tokens, "attention_mask": mask}
+        return replace(self, tensors=tensors, token_map=maps)
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Decodes token ids one by one, as TransformerLens shows tokens."""
+    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)

@@ -1,0 +1,101 @@
+"""Sort the arguments of `prepare` into one entry per sample."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlm_lens.inputs.images import ImageSource
+from vlm_lens.inputs.prompts import Prompt
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """What the user gave for one sample."""
+
+    prompt: Prompt
+    sources: list[ImageSource]
+    answer: str | None
+
+
+def split_samples(
+    images: Images | Sequence[Images],
+    text: Prompt | Sequence[Prompt],
+    answer: str | Sequence[str] | None,
+    *,
+    image_token: str,
+) -> tuple[list[RawSample], bool]:
+    """Returns one entry per text, and whether the texts came as a list.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: There is no text, the numbers of images, texts and answers differ, or an answer
+            is empty or holds the image token.
+    """
+    batched = not _is_single(text)
+    prompts = list(text) if batched else [text]
+    sources = _image_lists(images, n_texts=len(prompts), batched=batched)
+    answers = _answers(answer, len(prompts), batched=batched, image_token=image_token)
+    rows = zip(prompts, sources, answers, strict=True)
+    return [RawSample(*row) for row in rows], batched  # pyright: ignore[reportArgumentType]
+
+
+def _is_single(text: object) -> bool:
+    if isinstance(text, str):
+        return True
+    if not isinstance(text, list | tuple):
+        raise TypeError(
+            f"expected text as a str, chat messages or a list of these, got {type(text).__name__}"
+        )
+    if not text:
+        raise ValueError("expected at least one text, got an empty list")
+    return isinstance(text[0], Mapping)
+
+
+def _image_lists(images: object, *, n_texts: int, batched: bool) -> list[list[ImageSource]]:
+    if images is None:
+        return [[] for _ in range(n_texts)]
+    if not batched:
+        return [_as_list(images)]
+    if not isinstance(images, list | tuple):
+        raise TypeError(
+            f"expected a list of images with one entry per text, as text is a list of {n_texts}, "
+            f"got {type(images).__name__}: put it in a list"
+        )
+    if len(images) != n_texts:
+        raise ValueError(
+            f"expected one entry of images per text, got {len(images)} for {n_texts} texts: give "
+            "a text without images None, and one with several a list"
+        )
+    return [_as_list(entry) for entry in images]
+
+
+def _as_list(entry: object) -> list:
+    if entry is None:
+        return []
+    return list(entry) if isinstance(entry, list | tuple) else [entry]
+
+
+def _answers(
+    answer: object, n_texts: int, *, batched: bool, image_token: str
+) -> Sequence[str | None]:
+    if answer is None:
+        return [None] * n_texts
+    given = answer if isinstance(answer, list | tuple) else [answer]
+    answers = [item for item in given if isinstance(item, str)]
+    if batched != isinstance(answer, list | tuple) or len(answers) < len(given):
+        expected = f"a list of {n_texts} str, one per text" if batched else "a str, as text is one"
+        raise TypeError(f"expected answer as {expected}, got {answer!r}")
+    if len(answers) != n_texts:
+        raise ValueError(f"expected one answer per text, got {len(answers)} for {n_texts} texts")
+    for i, item in enumerate(answers):
+        if not item.strip():
+            raise ValueError(
+                f"sample {i}: the answer is empty ({item!r}): write it or leave it out"
+            )
+        if image_token in item:
+            raise ValueError(
+                f"sample {i}: the answer holds the placeholder {image_token!r}: images belong to "
+                "the prompt"
+            )
+    return answers

@@ -1,0 +1,251 @@
+"""The surface that TransformerLens' tools read: tokens, and weights under their TransformerLens names.
+
+Weights are the Hugging Face weights, reshaped and never folded. The one place where folding matters
+is `tokens_to_residual_directions`, which takes the final norm's weight in, so that TransformerLens'
+`logit_attrs` adds up to the model's own logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+from vlm_lens.architectures.components import HookedNorm, bias_of, weight_of
+from vlm_lens.config import HookedVLMConfig
+from vlm_lens.hooked_root import TapRoot
+
+
+class LensSurface(TapRoot):
+    """Tokenisation and weights of a `HookedVLM`, named as in TransformerLens."""
+
+    cfg: HookedVLMConfig
+    processor: Any
+    blocks: nn.ModuleList
+    ln_final: HookedNorm
+    _embed: tuple[nn.Module]
+    _unembed: tuple[nn.Module]
+
+    # Tokens ---------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer.
+
+        Raises:
+            ValueError: The model was wrapped without a processor.
+        """
+        if self.processor is None:
+            raise ValueError(
+                "This needs a tokenizer, but the model was wrapped without a processor. "
+                "Pass it: HookedVLM(hf_model, processor=processor)."
+            )
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def to_tokens(
+        self,
+        input: str | list[str],  # noqa: A002
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
+    ) -> Int[Tensor, "batch pos"]:
+        """Tokens of raw text, as in TransformerLens: no chat template and no image.
+
+        Args:
+            input: One text or several.
+            prepend_bos: Whether the first token is ``<bos>``; by default what the tokenizer does.
+            padding_side: Where shorter texts are padded; by default on the left.
+            move_to_device: Whether the tokens go to the model's device.
+            truncate: Whether to cut texts at the model's context length.
+        """
+        return self._tokenize(input, prepend_bos, padding_side, move_to_device, truncate)[0]
+
+    def _tokenize(
+        self,
+        text: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Tokens and attention mask."""
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or any(not isinstance(one, str) or not one for one in texts):
+            raise ValueError(f"Expected text or a list of texts, none of them empty, got {text!r}.")
+        rows = [self._ids(one, prepend_bos) for one in texts]
+        if truncate:
+            rows = [row[: self.cfg.n_ctx] for row in rows]
+        tokenizer = self.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        width = max(map(len, rows))
+        tokens = torch.full((len(rows), width), pad)
+        mask = torch.zeros_like(tokens)
+        for i, row in enumerate(rows):
+            at = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
+            tokens[i, at], mask[i, at] = torch.tensor(row), 1
+        device = self.cfg.device if move_to_device else None
+        return tokens.to(device), mask.to(device)
+
+    def _ids(self, text: str, prepend_bos: bool | None) -> list[int]:
+        ids = self.tokenizer(text)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        if bos is None or prepend_bos is None:
+            return ids
+        if prepend_bos and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids[1:] if not prepend_bos and ids[:1] == [bos] else ids
+
+    def to_str_tokens(
+        self,
+        input: str | Tensor | np.ndarray | list,  # noqa: A002
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+    ) -> Any:
+        """Each token as a string; for a list of texts, a list of such lists."""
+        if isinstance(input, list) and input and not isinstance(input[0], int):
+            return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]
+        if isinstance(input, str):
+            input = self.to_tokens(input, prepend_bos, padding_side)[0]  # noqa: A001
+        ids = torch.as_tensor(input).squeeze()
+        if ids.ndim > 1:
+            raise ValueError(f"Expected the tokens of one text, got shape {list(ids.shape)}.")
+        return self.tokenizer.batch_decode([[token] for token in ids.reshape(-1).tolist()])
+
+    def to_string(self, tokens: Int[Tensor, "*batch pos"] | Sequence[int]) -> str | list[str]:
+        """Decode tokens; a batch gives a list."""
+        tokens = torch.as_tensor(tokens)
+        return (
+            self.tokenizer.batch_decode(tokens)
+            if tokens.ndim == 2
+            else self.tokenizer.decode(tokens)
+        )
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a string that is one token.
+
+        Raises:
+            ValueError: It is not one token; the message shows how it is split.
+        """
+        ids = self._ids(string, prepend_bos=False)
+        if len(ids) != 1:
+            pieces = self.tokenizer.batch_decode([[token] for token in ids])
+            raise ValueError(f"Expected a single token, but {string!r} is {len(ids)}: {pieces}.")
+        return ids[0]
+
+    def to_single_str_token(self, int_token: int) -> str:
+        """The string of one token id."""
+        return self.tokenizer.decode([int_token])
+
+    # Directions and biases ------------------------------------------------------------------
+
+    def tokens_to_residual_directions(
+        self,
+        tokens: str | int | Int[Tensor, "*batch"],
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What to multiply the scaled residual stream with, to get the logits of these tokens.
+
+        A column of `W_U` times the weight of the final norm. With ``r`` the last residual stream
+        and ``s`` the final norm's scale, ``(r / s) @ direction`` is the token's logit (for an RMS
+        norm and an unembedding without bias, as in Llama, Mistral and Qwen2).
+        """
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        return self.W_U.T[tokens] * self.ln_final.w
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """Sum of the output biases that the residual stream holds on entering a layer.
+
+        Args:
+            layer: All layers before this one count.
+            mlp_input: Also count this layer's attention, for the stream that enters its MLP.
+            include_mlp_biases: Whether the MLPs' biases count.
+        """
+        if not 0 <= layer <= self.cfg.n_layers or (mlp_input and layer == self.cfg.n_layers):
+            raise IndexError(f"Expected a layer of 0 to {self.cfg.n_layers}, got {layer}.")
+        total = torch.zeros_like(self.ln_final.w)
+        for block in self.blocks[:layer]:
+            total = total + block.attn.b_O
+            if include_mlp_biases:
+                total = total + block.mlp.b_out
+        return total + self.blocks[layer].attn.b_O if mlp_input else total
+
+    # Weights --------------------------------------------------------------------------------
+
+    def _stack(self, part: str, name: str) -> Tensor:
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
+        """Token embedding."""
+        return self._embed[0].weight
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+        """Unembedding, without the final norm's weight."""
+        return weight_of(self._unembed[0])
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
+        return bias_of(self._unembed[0])
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
+        return self._stack("attn", "W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
+        return self._stack("attn", "W_K")
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
+        return self._stack("attn", "W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:  # noqa: N802
+        return self._stack("attn", "W_O")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
+        return self._stack("attn", "b_Q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
+        return self._stack("attn", "b_K")
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
+        return self._stack("attn", "b_V")
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:  # noqa: N802
+        return self._stack("attn", "b_O")
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:  # noqa: N802
+        """Up projections (of a gated MLP: what the gate is multiplied with)."""
+        return self._stack("mlp", "W_in")
+
+    @property
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:  # noqa: N802
+        """Gate projections, or None where the MLPs are not gated."""
+        return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:  # noqa: N802
+        return self._stack("mlp", "W_out")
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        return self._stack("mlp", "b_in")
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        return self._stack("mlp", "b_out")

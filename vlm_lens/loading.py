@@ -1,0 +1,65 @@
+"""Loading a model and its processor by name, with an answer when that fails."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from vlm_lens.architectures import architecture_of
+
+BUNDLED = "shapes-llava"
+
+
+def bundled_path() -> Path:
+    """Folder of the trained model that ships with the package."""
+    return Path(str(files("vlm_lens"))) / "shapes_llava" / "weights"
+
+
+def load_model_and_processor(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None,
+    device: str | torch.device | None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Load a Hugging Face VLM and its processor; weights from safetensors files only.
+
+    The configuration is read first, so that a model that is not supported is refused before its
+    weights are downloaded.
+
+    Raises:
+        OSError: The model can be neither reached nor found; the message says what to try.
+        ArchitectureError: vlm_lens has no record of the model's class.
+    """
+    path = str(bundled_path()) if str(name) == BUNDLED else str(name)
+    hub = {
+        key: kwargs[key]
+        for key in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+        if key in kwargs
+    }
+    try:
+        config = AutoConfig.from_pretrained(path, **hub)
+        architecture_of((config.architectures or [type(config).__name__])[0])
+        processor = AutoProcessor.from_pretrained(path, **hub)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype or "auto", use_safetensors=True, **kwargs
+        )
+    except OSError as error:
+        raise OSError(_unreachable(name, error)) from error
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), processor
+
+
+def _unreachable(name: str | Path, error: OSError) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"Could not load {str(name)!r}. Expected {BUNDLED!r} (bundled, works offline), a folder "
+        "with config.json and *.safetensors, or a model id on the Hugging Face hub (with network "
+        "access, and after `hf auth login` for a gated model). If it was downloaded before, pass "
+        f"local_files_only=True. The loader said: {reason}"
+    )
