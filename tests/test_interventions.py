@@ -2,6 +2,7 @@
 
 import copy
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +29,15 @@ INTERVENTIONS = {
     "clamp_below": lambda **kw: NEURONS.clamp(minimum=0.1, **kw),
     "clamp_above": lambda **kw: NEURONS.clamp(maximum=0.1, **kw),
 }
+
+
+@pytest.fixture
+def unchecked():
+    """Turns the run-time checks of annotations off: users who pass a wrong type have none."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def reference_list(neuron: int) -> list[float]:
@@ -207,12 +217,14 @@ def test_not_touching_generated_positions_needs_a_mask():
             make(generated=False)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("where", [PARTS.float(), PARTS.tolist()], ids=["float", "list"])
 def test_a_mask_is_boolean(where):
     with pytest.raises(TypeError, match="where must be a boolean tensor.*positions_mask"):
         NEURONS.ablate(where=where)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_mask_has_no_neuron_dimension():
     with pytest.raises(ValueError, match=r"\[batch, pos\] or \[pos\], got \(2, 4, 1\)"):
         NEURONS.ablate(where=PARTS[..., None])
@@ -271,6 +283,7 @@ def test_a_reference_can_be_the_wanted_values_themselves():
     assert hook(torch.zeros(1, 1, 6), hook=None)[0, 0].tolist() == [0, 1, 0, 0, 4, 0]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
     [

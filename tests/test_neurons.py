@@ -1,9 +1,11 @@
 """Neuron sets: choosing, set algebra, controls, sizes and files."""
 
+import copy
 import json
-import random
+import pickle
 from dataclasses import FrozenInstanceError
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,15 @@ SIZES = dict.fromkeys(NAMES, 40)
 neurons_lists = st.lists(
     st.builds(Neuron, st.sampled_from(NAMES), st.integers(min_value=0, max_value=12))
 )
+
+
+@pytest.fixture
+def unchecked():
+    """Turns the run-time checks of annotations off: users who pass a wrong type have none."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def written(neurons: NeuronSet) -> list[str]:
@@ -55,25 +66,29 @@ def test_parse_undoes_str(name, index):
     assert Neuron.parse(str(neuron)) == neuron
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("text", ["", "blocks.0.x", "[3]", "a[-1]", "a[1.5]", "a[1", "a b[1]", 5])
 def test_parse_refuses_anything_else(text):
     with pytest.raises(ValueError, match=r"cannot read .* as a neuron: expected a hook name and"):
         Neuron.parse(text)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", ["", "two words", "line\n", 3])
 def test_a_neuron_needs_a_hook_name(name):
     with pytest.raises(ValueError, match="hook name without white space"):
         Neuron(name, 0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_neurons_are_frozen_and_sort_by_layer_number():
     neuron = Neuron(POST2, np.int64(3))  # type: ignore[arg-type]
     assert type(neuron.index) is int
     with pytest.raises(FrozenInstanceError):
         neuron.index = 4  # type: ignore[misc]
     ordered = [Neuron(POST0, 9), Neuron(POST2, 1), Neuron(POST2, 3), Neuron(POST10, 0)]
-    assert sorted(reversed(ordered)) == ordered
+    mixed = [ordered[place] for place in (3, 1, 0, 2)]
+    assert sorted(mixed) == ordered
     assert Neuron(POST2, 3) >= neuron
     with pytest.raises(TypeError):
         assert neuron < "blocks.3"  # type: ignore[operator]
@@ -88,6 +103,7 @@ def test_from_indices_keeps_the_order_given_and_drops_repeats():
     assert neurons == NeuronSet.from_indices({POST0: np.array([5]), POST2: iter([3, 7])})
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "indices",
     [[-1], [1.0], ["3"], [True], torch.tensor([0.5]), torch.tensor([True]), torch.tensor([[1]])],
@@ -97,6 +113,7 @@ def test_from_indices_refuses_what_is_not_an_index(indices):
         NeuronSet.from_indices({POST0: indices})
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("indices", [3, "12", torch.tensor(3), None])
 def test_from_indices_refuses_what_is_not_a_list(indices):
     with pytest.raises(ValueError, match=r"must be a list or one-dimensional tensor.*\[index\]"):
@@ -117,6 +134,7 @@ def test_masks_round_trip_in_layer_order():
     assert all(torch.equal(back[name], masks[name]) for name in masks)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "mask", [torch.tensor([0.0, 1.0]), torch.tensor([[True]]), torch.tensor([0, 1]), [True, False]]
 )
@@ -160,6 +178,7 @@ def test_scores_with_gradients_are_ranked_and_sizes_known():
     assert neurons.sizes == {POST0: 9}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -178,6 +197,7 @@ def test_from_scores_needs_one_sensible_rule(rule, message):
         NeuronSet.from_scores({POST0: torch.zeros(4)}, **rule)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
@@ -246,6 +266,19 @@ def test_a_set_cannot_be_changed_from_outside():
         neurons.note = "new"  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_set_holds_neurons_only():
+    with pytest.raises(TypeError, match=r"holds Neurons, got 'blocks.0.x\[1\]'.*Neuron.parse"):
+        NeuronSet(["blocks.0.x[1]"])  # type: ignore[list-item]
+
+
+def test_sets_can_be_copied_and_pickled():
+    neurons = NeuronSet.from_indices({POST2: [9, 1]}, sizes={POST2: 12})
+    for twin in (copy.deepcopy(neurons), pickle.loads(pickle.dumps(neurons))):
+        assert list(twin) == list(neurons)
+        assert twin.sizes == neurons.sizes
+
+
 def test_sizes_follow_operators_and_must_agree():
     a = NeuronSet.from_indices({POST0: [1]}, sizes={POST0: 4, POST2: 5})
     b = NeuronSet.from_indices({POST2: [1]}, sizes={POST2: 5})
@@ -290,6 +323,7 @@ def test_filter_by_component_layer_and_site():
     assert written(everything.filter(layer=0)) == [f"{POST0}[3]", f"{POST0}[1]"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_count_by_each_key():
     neurons = NeuronSet.from_indices({POST10: [1], VISION: [1, 2], POST2: [4], PROJECTOR: [0]})
     assert neurons.count_by("component") == {
@@ -361,12 +395,10 @@ def test_controls_match_by_name_at_every_rank_and_are_disjoint(listed, seed):
 def test_controls_differ_by_seed_and_leave_the_global_state_alone():
     neurons = NeuronSet.from_indices({POST0: range(10)}, sizes={POST0: 1000})
     torch.manual_seed(0)
-    random.seed(0)
-    states = torch.get_rng_state(), random.getstate()
+    state = torch.get_rng_state()
     controls = {neurons.sample_control(seed=seed) for seed in range(20)}
     assert len(controls) == 20
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1] == random.getstate()
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_controls_are_uniform_over_the_rest():
@@ -433,7 +465,7 @@ def content(**changes: object) -> dict[str, object]:
         (json.dumps(content(version=2)), "version 1, got 'vlm_lens.NeuronSet' version 2"),
         (json.dumps(content(neurons="a.b[1]")), "expected neurons to be a list"),
         (json.dumps(content(neurons=["a.b"])), "cannot read 'a.b' as a neuron"),
-        (json.dumps(content(neurons=[["a.b", 1]])), "cannot read"),
+        (json.dumps(content(neurons=[["a.b", 1]])), "expected neurons to be a list of strings"),
         (json.dumps(content(neurons=["a.b[1]", "a.b[1]"])), "listed more than once"),
         (json.dumps(content(sizes=[])), "sizes to map hook names to integers"),
         (json.dumps(content(sizes={"a.b": 2.5})), "sizes to map hook names to integers"),

@@ -29,7 +29,7 @@ def is_glob(name: str) -> bool:
 
 
 def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
-    """The `n` names most like `name`, each block index standing for all layers once.
+    """The `n` names most like `name`.
 
     Example:
         >>> nearest_names("blocks.0.mlp.hook_pos", ["blocks.0.mlp.hook_post", "hook_embed"], n=1)
@@ -38,14 +38,26 @@ def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
 
 
+_LAYER = re.compile(r"(?<=blocks\.)(\d+)(?=\.)")
+
+
 def _no_match(name: str, names: dict[str, object]) -> HookNameError:
-    near = nearest_names(name.replace("*", "0"), names)
     kind = "The glob matches none" if is_glob(name) else "Not one"
-    hint = f" Nearest: {', '.join(near)}." if near else ""
     return HookNameError(
-        f"{kind} of this model's {len(names)} hook points: {name!r}.{hint} "
+        f"{kind} of this model's {len(names)} hook points: {name!r}.{_hint(name, names)} "
         "`model.hook_dict` lists them all."
     )
+
+
+def _hint(name: str, names: dict[str, object]) -> str:
+    """A layer that does not exist, or else the nearest names."""
+    every_layer = _LAYER.sub("*", name)
+    if every_layer != name and (siblings := [n for n in names if _glob(every_layer).match(n)]):
+        layer = _LAYER.findall(name)[0]
+        last = max(int(_LAYER.findall(sibling)[0]) for sibling in siblings)
+        return f" {every_layer} has layers 0 to {last}, so there is no layer {layer}."
+    near = nearest_names(name.replace("*", "0"), names)
+    return f" Nearest: {', '.join(near)}." if near else ""
 
 
 def resolve_names(names_filter: NamesFilter, names: dict[str, object]) -> list[str]:
