@@ -116,6 +116,7 @@ def test_generation_that_stops_early_is_cached_to_its_end(llava: Tiny):
         ({"return_type": "text"}, "'str' or 'tokens', got 'text'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_options_are_refused(llava: Tiny, options, message):
     with pytest.raises(ValueError, match=message):
         llava.model.generate(llava.inputs("text"), **options)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from tests.tiny import INPUT_KINDS, Tiny, build_tiny
 from vlm_lens import HookedVLM
@@ -280,17 +280,19 @@ def test_raw_text_and_tokens_are_accepted_like_in_transformer_lens(llava: Tiny):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (torch.zeros(1, 3), TypeError, "float32 tensor of shape"),
+        (torch.zeros(1, 3), TypeError, "float32 of shape"),
         (3.5, TypeError, "3.5"),
         ("", ValueError, "none of them empty"),
         (torch.tensor([[1, 4, 4, 5]]), ValueError, "2 image positions but no image"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused(llava: Tiny, given, error, message):
     with pytest.raises(error, match=message):
         llava.model(given)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_return_type_is_refused(llava: Tiny):
     with pytest.raises(ValueError, match="'logits', 'loss', 'both' or None, got 'probs'"):
         llava.model("red", return_type="probs")

@@ -26,7 +26,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from vlm_lens import HookedVLM
 from vlm_lens.inputs import Inputs
 
-WORDS = "what color is the circle square red blue green left right a one two ? . :".split()
+WORDS = [
+    *("what", "color", "is", "the", "circle", "square", "red", "blue", "green"),
+    *("left", "right", "a", "one", "two", "?", ".", ":"),
+]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>"]
 TINY = [f"{tower}-{text}" for tower in ("clip", "siglip") for text in ("llama", "mistral", "qwen2")]
 
@@ -100,9 +103,12 @@ def build_tiny(name: str, *, dtype: torch.dtype = torch.float32, **changes: Any)
 
 
 def _vision_config(tower: str) -> Any:
-    sizes: dict[str, Any] = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     kind = CLIPVisionConfig if tower == "clip" else SiglipVisionConfig
     return kind(**sizes, image_size=32, patch_size=8)
 

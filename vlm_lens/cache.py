@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformer_lens
@@ -86,7 +86,7 @@ class ActivationCache(transformer_lens.ActivationCache):
         """
         return self._at("text", name, batch)
 
-    def _at(self, kind: str, name: str | tuple, batch: int | None) -> Tensor:
+    def _at(self, kind: Literal["image", "text"], name: str | tuple, batch: int | None) -> Tensor:
         if self.token_maps is None:
             raise ValueError(
                 "This cache knows no token types: the model was run on bare tokens. "

@@ -48,9 +48,7 @@ def build_config(hf_model: nn.Module, architecture: Architecture) -> HookedVLMCo
     )
 
 
-def _stack_sizes(
-    hf_model: nn.Module, paths: StackPaths, weight: torch.Tensor
-) -> dict[str, Any]:
+def _stack_sizes(hf_model: nn.Module, paths: StackPaths, weight: torch.Tensor) -> dict[str, Any]:
     config = getattr(hf_model.config, paths.config)
     n_heads = config.num_attention_heads
     norm = module_at(hf_model, f"{paths.blocks}.0.{paths.block.ln1}")

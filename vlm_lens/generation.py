@@ -26,7 +26,7 @@ class Generation(TapRoot):
 
     def generate(
         self,
-        input: Inputs | str | Mapping[str, Tensor] | Tensor,  # noqa: A002
+        input: Inputs | str | Mapping[str, Tensor] | Tensor,
         *,
         max_new_tokens: int = 20,
         return_type: Literal["str", "tokens"] = "str",
@@ -75,13 +75,11 @@ class Generation(TapRoot):
 
     def _new_text(self, tokens: Int[Tensor, "batch pos"], n_prompt: int) -> list[str]:
         new = tokens[:, n_prompt:]
-        return [
-            text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        ]
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def generate_with_cache(
         self,
-        input: Inputs | str | Mapping[str, Tensor] | Tensor,  # noqa: A002
+        input: Inputs | str | Mapping[str, Tensor] | Tensor,
         *,
         names_filter: NamesFilter,
         max_new_tokens: int = 20,
@@ -111,7 +109,9 @@ class Generation(TapRoot):
                 "num_return_sequences must be 1."
             )
         if names_filter is None:
-            raise ValueError("Expected names_filter to say what to keep, e.g. 'blocks.*.hook_resid_post'.")
+            raise ValueError(
+                "Expected names_filter to say what to keep, e.g. 'blocks.*.hook_resid_post'."
+            )
         names = resolve_names(names_filter, self.hook_dict)
         steps: dict[str, list[Tensor]] = {name: [] for name in names}
 

@@ -46,7 +46,7 @@ class TapRoot(HookedRootModule):
         self,
         name: NamesFilter,
         hook: HookFunction,
-        dir: Direction = "fwd",  # noqa: A002
+        dir: Direction = "fwd",
         is_permanent: bool = False,
         level: int | None = None,
         prepend: bool = False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -26,6 +26,7 @@ ForwardHooks = list[tuple[str | Callable, Callable]]
 """(hook name, hook function) pairs, typed as TransformerLens' ``fwd_hooks``."""
 
 
+@runtime_checkable
 class ActivationLookup(Protocol):
     """Activations by hook name: a dict of tensors or a TransformerLens ``ActivationCache``."""
 

@@ -1,4 +1,4 @@
-"""The surface that TransformerLens' tools read: tokens, and weights under their TransformerLens names.
+"""What TransformerLens' tools read of a model: tokens, and weights under TransformerLens' names.
 
 Weights are the Hugging Face weights, reshaped and never folded. The one place where folding matters
 is `tokens_to_residual_directions`, which takes the final norm's weight in, so that TransformerLens'
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-
+from torch import Tensor
 
 from vlm_lens.architectures.components import HookedNorm, bias_of, weight_of
 from vlm_lens.config import HookedVLMConfig
@@ -26,10 +25,10 @@ class LensSurface(TapRoot):
 
     cfg: HookedVLMConfig
     processor: Any
-    blocks: nn.ModuleList
+    blocks: Any
     ln_final: HookedNorm
-    _embed: tuple[nn.Module]
-    _unembed: tuple[nn.Module]
+    _embed: tuple[Any]
+    _unembed: tuple[Any]
 
     # Tokens ---------------------------------------------------------------------------------
 
@@ -49,7 +48,7 @@ class LensSurface(TapRoot):
 
     def to_tokens(
         self,
-        input: str | list[str],  # noqa: A002
+        input: str | list[str],
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
         move_to_device: bool = True,
@@ -103,7 +102,7 @@ class LensSurface(TapRoot):
 
     def to_str_tokens(
         self,
-        input: str | Tensor | np.ndarray | list,  # noqa: A002
+        input: str | Tensor | np.ndarray | list,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
     ) -> Any:
@@ -111,7 +110,7 @@ class LensSurface(TapRoot):
         if isinstance(input, list) and input and not isinstance(input[0], int):
             return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]
         if isinstance(input, str):
-            input = self.to_tokens(input, prepend_bos, padding_side)[0]  # noqa: A001
+            input = self.to_tokens(input, prepend_bos, padding_side)[0]
         ids = torch.as_tensor(input).squeeze()
         if ids.ndim > 1:
             raise ValueError(f"Expected the tokens of one text, got shape {list(ids.shape)}.")
@@ -183,63 +182,63 @@ class LensSurface(TapRoot):
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
 
     @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding."""
         return self._embed[0].weight
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding, without the final norm's weight."""
         return weight_of(self._unembed[0])
 
     @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
         return bias_of(self._unembed[0])
 
     @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
         return self._stack("attn", "W_Q")
 
     @property
-    def W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
+    def W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
         return self._stack("attn", "W_K")
 
     @property
-    def W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
+    def W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
         return self._stack("attn", "W_V")
 
     @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:  # noqa: N802
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         return self._stack("attn", "W_O")
 
     @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
         return self._stack("attn", "b_Q")
 
     @property
-    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
+    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:
         return self._stack("attn", "b_K")
 
     @property
-    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
+    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:
         return self._stack("attn", "b_V")
 
     @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:  # noqa: N802
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
         return self._stack("attn", "b_O")
 
     @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:  # noqa: N802
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """Up projections (of a gated MLP: what the gate is multiplied with)."""
         return self._stack("mlp", "W_in")
 
     @property
-    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:  # noqa: N802
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
         """Gate projections, or None where the MLPs are not gated."""
         return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
 
     @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:  # noqa: N802
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         return self._stack("mlp", "W_out")
 
     @property

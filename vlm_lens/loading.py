@@ -36,6 +36,7 @@ def load_model_and_processor(
         ArchitectureError: vlm_lens has no record of the model's class.
     """
     path = str(bundled_path()) if str(name) == BUNDLED else str(name)
+    kwargs.setdefault("trust_remote_code", False)  # left open, transformers would ask on stdin
     hub = {
         key: kwargs[key]
         for key in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
@@ -45,7 +46,7 @@ def load_model_and_processor(
         config = AutoConfig.from_pretrained(path, **hub)
         architecture_of((config.architectures or [type(config).__name__])[0])
         processor = AutoProcessor.from_pretrained(path, **hub)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **kwargs
         )
     except OSError as error:

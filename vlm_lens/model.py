@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.base import module_at
@@ -55,7 +55,7 @@ class HookedVLM(Generation, LensSurface):
     Example:
         >>> from vlm_lens import HookedVLM
         >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> logits, cache = model.run_with_cache("what color", names_filter="blocks.*.mlp.hook_post")
+        >>> _, cache = model.run_with_cache("what color", names_filter="blocks.*.mlp.hook_post")
         >>> cache["post", 0].shape[-1] == model.cfg.d_mlp
         True
     """
@@ -141,9 +141,7 @@ class HookedVLM(Generation, LensSurface):
             64
         """
         if self.processor is None:
-            raise ValueError(
-                "prepare needs a processor: HookedVLM(hf_model, processor=processor)."
-            )
+            raise ValueError("prepare needs a processor: HookedVLM(hf_model, processor=processor).")
         inputs = prepare(
             self.processor, self.hf_model.config, images=images, text=text, answer=answer
         )
@@ -153,7 +151,8 @@ class HookedVLM(Generation, LensSurface):
         """Whatever the user gave, as keyword arguments of the Hugging Face forward."""
         if isinstance(given, str) or (isinstance(given, list) and given):
             tokens, mask = self._tokenize(given, prepend_bos)
-            return {"input_ids": tokens} if mask.all() else dict(input_ids=tokens, attention_mask=mask)
+            padding = {} if mask.all() else {"attention_mask": mask}
+            return {"input_ids": tokens, **padding}
         if isinstance(given, Inputs):
             return dict(given.to(self.cfg.device))
         if isinstance(given, Mapping):
@@ -161,10 +160,10 @@ class HookedVLM(Generation, LensSurface):
         if isinstance(given, Tensor) and not given.is_floating_point() and given.ndim in (1, 2):
             tokens = given[None] if given.ndim == 1 else given
             return {"input_ids": tokens.to(self.cfg.device)}
-        what = f"a {given.dtype} tensor of shape {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        got = f"{given.dtype} of shape {list(given.shape)}" if isinstance(given, Tensor) else given
         raise TypeError(
             "Expected what model.prepare() returns, text, a list of texts, or integer tokens of "
-            f"shape [batch, pos], got {what}."
+            f"shape [batch, pos], got {got!r}."
         )
 
     def _check(self, arguments: dict[str, Any]) -> None:
@@ -182,7 +181,7 @@ class HookedVLM(Generation, LensSurface):
 
     def forward(
         self,
-        input: ModelInput,  # noqa: A002
+        input: ModelInput,
         return_type: ReturnType | None = "logits",
         *,
         loss_per_token: bool = False,
@@ -340,7 +339,9 @@ class HookedVLM(Generation, LensSurface):
             self,
             has_batch_dim=not remove_batch_dim,
             token_maps=maps,
-            deferred={name: partial(_moved, make, device, dtype) for name, make in deferred.items()},
+            deferred={
+                name: partial(_moved, make, device, dtype) for name, make in deferred.items()
+            },
         )
         return output, cache
 

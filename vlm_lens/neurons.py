@@ -72,14 +72,14 @@ def _checked_index(index: object, name: str) -> int:
     return number
 
 
-def _listed(indices: Any, name: str) -> Iterable[Any]:
+def _integers(indices: Any, name: str) -> list[int]:
     values = indices.tolist() if isinstance(indices, Tensor) else indices
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(
             f"the indices of {name!r} must be a list or one-dimensional tensor of integers, "
             f"got {_kind(indices)}. For one neuron pass [index]."
         )
-    return values
+    return [_checked_index(index, name) for index in values]
 
 
 def _kind(value: object) -> str:
@@ -235,6 +235,7 @@ class NeuronSet(Set[Neuron]):
             need sizes then need not be told.
 
     Raises:
+        TypeError: if something in it is not a Neuron.
         IndexError: if a neuron is beyond the size of its hook point.
 
     Example:
@@ -257,6 +258,11 @@ class NeuronSet(Set[Neuron]):
         self._members = frozenset(self._neurons)
         by_name: dict[str, list[int]] = {}
         for neuron in self._neurons:
+            if not isinstance(neuron, Neuron):
+                raise TypeError(
+                    f"a NeuronSet holds Neurons, got {neuron!r}. Make it with Neuron(name, index), "
+                    "Neuron.parse(text) or NeuronSet.from_indices."
+                )
             by_name.setdefault(neuron.name, []).append(neuron.index)
         self._by_name = {name: by_name[name] for name in sorted(by_name, key=_natural_order)}
         sizes = sizes or {}
@@ -282,7 +288,7 @@ class NeuronSet(Set[Neuron]):
             ValueError: if an index is negative or not an integer.
             IndexError: if an index is beyond a known size.
         """
-        neurons = [Neuron(name, i) for name, some in indices.items() for i in _listed(some, name)]
+        neurons = [Neuron(name, i) for name, some in indices.items() for i in _integers(some, name)]
         return cls(neurons, sizes=sizes)
 
     @classmethod
@@ -712,9 +718,9 @@ class NeuronSet(Set[Neuron]):
             FileNotFoundError: if there is no such file.
             ValueError: if it is not a neuron set of a version this library reads.
         """
-        text = Path(path).read_bytes()
+        raw = Path(path).read_bytes()
         try:
-            return cls._decoded(json.loads(text))
+            return cls._decoded(json.loads(raw))
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a neuron set that NeuronSet.load can read: {error} "
@@ -734,8 +740,8 @@ class NeuronSet(Set[Neuron]):
         sizes, written = content["sizes"], content["neurons"]
         if not isinstance(sizes, dict) or not all(type(s) is int for s in sizes.values()):
             raise ValueError("expected sizes to map hook names to integers.")
-        if not isinstance(written, list):
-            raise ValueError("expected neurons to be a list.")
+        if not isinstance(written, list) or not all(isinstance(text, str) for text in written):
+            raise ValueError("expected neurons to be a list of strings.")
         neurons = cls((Neuron.parse(text) for text in written), sizes=sizes)
         if len(neurons) != len(written):
             raise ValueError("a neuron is listed more than once.")

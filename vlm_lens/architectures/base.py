@@ -94,8 +94,8 @@ class ArchitectureError(TypeError):
     """A model that vlm_lens has no record of, or whose modules do not match the record."""
 
 
-def module_at(root: nn.Module, path: str, *, owner: str = "") -> nn.Module:
-    """The submodule at a path.
+def module_at(root: nn.Module, path: str) -> Any:
+    """The submodule at a path, typed loosely because Hugging Face modules are.
 
     Raises:
         ArchitectureError: There is none; the message says where the path ends.
@@ -104,7 +104,7 @@ def module_at(root: nn.Module, path: str, *, owner: str = "") -> nn.Module:
         return root.get_submodule(path)
     except AttributeError as error:
         raise ArchitectureError(
-            f"Expected {owner or type(root).__name__} to have a module at {path!r}, "
+            f"Expected {type(root).__name__} to have a module at {path!r}, "
             f"but it has not: {error}. The model's class is known, its parts are not; "
             "vlm_lens needs a record for it."
         ) from error

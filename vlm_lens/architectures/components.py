@@ -7,6 +7,7 @@ layout. The Hugging Face modules themselves stay where they are: a component onl
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import einops
 import torch
@@ -32,12 +33,12 @@ class Component(nn.Module):
         self._referred = (module,)  # in a tuple: not a submodule, so parameters appear once
 
     @property
-    def hf_module(self) -> nn.Module:
+    def hf_module(self) -> Any:
         """The Hugging Face module that the taps of this component are in."""
         return self._referred[0]
 
 
-def weight_of(linear: nn.Module) -> Float[Tensor, "d_in d_out"]:
+def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
     """A linear layer's weight, to be multiplied from the right as in TransformerLens."""
     weight = linear.weight
     if not weight.is_floating_point():
@@ -49,7 +50,7 @@ def weight_of(linear: nn.Module) -> Float[Tensor, "d_in d_out"]:
     return weight.T
 
 
-def bias_of(linear: nn.Module) -> Float[Tensor, " d_out"]:
+def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
     """A linear layer's bias, or zeros where it has none."""
     if linear.bias is not None:
         return linear.bias
@@ -109,35 +110,35 @@ class HookedAttention(Component):
         return bias_of(self._linears[index]).unflatten(0, (n_heads, -1))
 
     @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:  # noqa: N802
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         return self._split(0)
 
     @property
-    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
         return self._split(1)
 
     @property
-    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
         return self._split(2)
 
     @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         return einops.rearrange(weight_of(self._out[0]), "(h e) d -> h e d", h=self.n_heads)
 
     @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:  # noqa: N802
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
         return self._split_bias(0)
 
     @property
-    def b_K(self) -> Float[Tensor, "kv_head d_head"]:  # noqa: N802
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
         return self._split_bias(1)
 
     @property
-    def b_V(self) -> Float[Tensor, "kv_head d_head"]:  # noqa: N802
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
         return self._split_bias(2)
 
     @property
-    def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
+    def b_O(self) -> Float[Tensor, " d_model"]:
         return bias_of(self._out[0])
 
 
@@ -158,15 +159,15 @@ class HookedMLP(Component):
         self.hook_post = Tap(input_of(down, keyword="input"))
 
     @property
-    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         return weight_of(self._up[0])
 
     @property
-    def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:  # noqa: N802
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:
         return None if self._gate is None else weight_of(self._gate[0])
 
     @property
-    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         return weight_of(self.hf_module)
 
     @property
@@ -219,13 +220,14 @@ class HookedEncoder(Component):
         self.blocks = nn.ModuleList(build_blocks(hf_model, paths))
         if paths.output_layer is not None:
             self.output_layer = paths.output_layer(hf_model.config)
+            self._block_modules = tuple(module_at(hf_model, paths.blocks))
             self.hook_out = Tap(self._output_wire())
 
     def _output_wire(self):
         """Hidden state i leaves block i - 1; state 0 is what enters the first block."""
         if self.output_layer == 0:
-            return input_of(self.blocks[0].hf_module)
-        return output_of(self.blocks[self.output_layer - 1].hf_module)
+            return input_of(self._block_modules[0])
+        return output_of(self._block_modules[self.output_layer - 1])
 
 
 class HookedProjector(Component):
@@ -251,11 +253,11 @@ class HookedProjectorMLP(Component):
         self.hook_post = Tap(input_of(second, keyword="input"))
 
     @property
-    def W_in(self) -> Float[Tensor, "d_vision d_mlp"]:  # noqa: N802
+    def W_in(self) -> Float[Tensor, "d_vision d_mlp"]:
         return weight_of(self._first[0])
 
     @property
-    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         return weight_of(self.hf_module)
 
     @property

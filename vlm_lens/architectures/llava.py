@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP or SigLIP tower, a two-layer projector, a Llama, Mistral or Qwen2 text model."""
+"""LLaVA 1.5: a CLIP or SigLIP tower, a two-layer projector, a Llama, Mistral or Qwen2."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
@@ -41,7 +41,7 @@ def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
 _LAYER = re.compile(r"(?<=blocks\.)(\d+)(?=\.)")
 
 
-def _no_match(name: str, names: dict[str, object]) -> HookNameError:
+def _no_match(name: str, names: Mapping[str, object]) -> HookNameError:
     kind = "The glob matches none" if is_glob(name) else "Not one"
     return HookNameError(
         f"{kind} of this model's {len(names)} hook points: {name!r}.{_hint(name, names)} "
@@ -49,7 +49,7 @@ def _no_match(name: str, names: dict[str, object]) -> HookNameError:
     )
 
 
-def _hint(name: str, names: dict[str, object]) -> str:
+def _hint(name: str, names: Mapping[str, object]) -> str:
     """A layer that does not exist, or else the nearest names."""
     every_layer = _LAYER.sub("*", name)
     if every_layer != name and (siblings := [n for n in names if _glob(every_layer).match(n)]):
@@ -60,7 +60,7 @@ def _hint(name: str, names: dict[str, object]) -> str:
     return f" Nearest: {', '.join(near)}." if near else ""
 
 
-def resolve_names(names_filter: NamesFilter, names: dict[str, object]) -> list[str]:
+def resolve_names(names_filter: NamesFilter, names: Mapping[str, object]) -> list[str]:
     """Turn a filter into exact hook names, in the model's order, or refuse it.
 
     Args:
@@ -100,7 +100,7 @@ def resolve_names(names_filter: NamesFilter, names: dict[str, object]) -> list[s
     )
 
 
-def _resolve_one(name: str, names: dict[str, object]) -> list[str]:
+def _resolve_one(name: str, names: Mapping[str, object]) -> list[str]:
     if name in names:
         return [name]
     matches = [known for known in names if _glob(name).match(known)] if is_glob(name) else []
@@ -109,7 +109,7 @@ def _resolve_one(name: str, names: dict[str, object]) -> list[str]:
     return matches
 
 
-def _resolve_predicate(predicate: Callable[[str], bool], names: dict[str, object]) -> list[str]:
+def _resolve_predicate(predicate: Callable[[str], bool], names: Mapping[str, object]) -> list[str]:
     matches = [name for name in names if predicate(name)]
     if not matches:
         raise HookNameError(

@@ -57,8 +57,9 @@ class NormProbe:
         return self._affine(normalized), changed or scale_changed
 
     def _affine(self, normalized: Tensor) -> Tensor:
-        weighted = normalized * self.module.weight
-        bias = getattr(self.module, "bias", None)
+        module: Any = self.module
+        weighted = normalized * module.weight
+        bias = getattr(module, "bias", None)
         return weighted if bias is None else weighted + bias
 
     @property

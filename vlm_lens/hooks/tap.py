@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint, LensHandle
 
 
+@runtime_checkable
 class Removable(Protocol):
     """What wiring a tap returns: calling `remove` undoes it."""
 
@@ -52,14 +53,14 @@ class Tap(HookPoint):
         self.fired += 1
         return x
 
-    def add_hook(self, hook: Any, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any):  # noqa: A002
+    def add_hook(self, hook: Any, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any):
         """As `HookPoint.add_hook`; the first hook wires the tap into the model."""
         handle: LensHandle = super().add_hook(hook, dir, *args, **kwargs)
         if self._wired is None:
             self._wired = self._wire(self)
         return handle
 
-    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "fwd", *args: Any, **kwargs: Any):  # noqa: A002
+    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "fwd", *args: Any, **kwargs: Any):
         """As `HookPoint.remove_hooks`; with the last hook the tap leaves the model."""
         super().remove_hooks(dir, *args, **kwargs)
         if self._wired is not None and not self.has_hooks():

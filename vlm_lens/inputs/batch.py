@@ -16,7 +16,8 @@ from vlm_lens.inputs.token_map import Kind, TokenMap
 class Inputs(Mapping[str, Tensor]):
     """A prepared batch: the tensors of a model's forward, and what each position is.
 
-    It is a mapping over the tensors, so that ``hf_model(**inputs)`` works. `prepare` makes it.
+    It is a mapping over the tensors, so that ``hf_model(**inputs)`` works. `prepare` makes it, and
+    shows an example.
 
     Attributes:
         tensors: ``input_ids`` and ``attention_mask`` of shape (batch, pos), padded on the left;
@@ -138,4 +139,5 @@ class Inputs(Mapping[str, Tensor]):
 
 def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """Decodes token ids one by one, as TransformerLens shows tokens."""
-    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    texts = {i: tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in set(ids)}
+    return [str(texts[i]) for i in ids]

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Shaped
 
 Size = tuple[int, int]
-Box = tuple[float, float, float, float]
+Number = int | float
+Box = tuple[Number, Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,19 @@ class PixelTransform:
             self._to_original(y1, axis=1),
         )
 
-    def to_processed(self, point: tuple[float, float]) -> tuple[float, float]:
+    def to_processed(self, point: tuple[Number, Number]) -> tuple[Number, Number]:
         """Maps a point (x, y) of the original image to the processed one, in its pixels.
 
         A point that was cropped away comes out negative or beyond the processed size.
         """
         return self._to_processed(point[0], axis=0), self._to_processed(point[1], axis=1)
 
-    def _to_original(self, value: float, *, axis: int) -> float:
+    def _to_original(self, value: Number, *, axis: int) -> Number:
         # Multiplied before divided: whole results then come out whole.
         in_resized = value + self.crop_offset[axis]
         return in_resized * self.original_size[axis] / self.resized_size[axis]
 
-    def _to_processed(self, value: float, *, axis: int) -> float:
+    def _to_processed(self, value: Number, *, axis: int) -> Number:
         in_resized = value * self.resized_size[axis] / self.original_size[axis]
         return in_resized - self.crop_offset[axis]
 
@@ -201,7 +202,7 @@ class PatchGrid:
         x, y = self._x_edges, self._y_edges
         return float(x[col]), float(y[row]), float(x[col + 1]), float(y[row + 1])
 
-    def cell(self, x: float, y: float) -> tuple[int, int] | None:
+    def cell(self, x: Number, y: Number) -> tuple[int, int] | None:
         """Returns the (row, col) of the patch that shows a point, None where it was cropped away.
 
         Args:
@@ -251,11 +252,11 @@ class PatchGrid:
         return heat
 
     @cached_property
-    def _x_edges(self) -> Float64[np.ndarray, "cols+1"]:
+    def _x_edges(self) -> Float64[np.ndarray, " edges"]:
         return self._edges(self.cols, axis=0)
 
     @cached_property
-    def _y_edges(self) -> Float64[np.ndarray, "rows+1"]:
+    def _y_edges(self) -> Float64[np.ndarray, " edges"]:
         return self._edges(self.rows, axis=1)
 
     def _edges(self, count: int, *, axis: int) -> Float64[np.ndarray, " edges"]:

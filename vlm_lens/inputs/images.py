@@ -63,9 +63,9 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _to_rgb(source, name="the PIL image")
     if isinstance(source, Tensor):
-        return _from_array(_channels_last(source), name=f"tensor of shape {tuple(source.shape)}")
+        return _from_array(_channels_last(source), name=f"a tensor of shape {tuple(source.shape)}")
     if isinstance(source, np.ndarray):
-        return _from_array(source, name=f"array of shape {source.shape}")
+        return _from_array(source, name=f"an array of shape {source.shape}")
     raise TypeError(
         f"expected an image as a path, PIL image, numpy array or torch tensor, got "
         f"{type(source).__name__}: convert it first (PIL.Image.open reads file objects)"
@@ -99,6 +99,8 @@ def _from_file(path: str) -> Image.Image:
                 f"expected an image file, but Pillow recognises no image format in {path!r}: "
                 "check that it is an image, and convert it to PNG or JPEG"
             ) from error
+        except Exception as error:  # each of Pillow's decoders has its own kinds of error
+            raise _damaged(repr(path), error) from error
         return _to_rgb(image, name=repr(path))
 
 
@@ -110,14 +112,18 @@ def _to_rgb(image: Image.Image, *, name: str) -> Image.Image:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # each of Pillow's decoders has its own kinds of error
-        raise ValueError(
-            f"expected a whole image, but {name} cannot be decoded ({error}): it is damaged or cut "
-            "short, get the file again"
-        ) from error
+    except Exception as error:  # as above, while it decodes
+        raise _damaged(name, error) from error
     if image.mode in _WHITE_LEVELS or image.mode.startswith("I;16"):
         image = _to_8_bits(image, name=name)
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"expected a whole image, but {name} cannot be decoded ({error}): it is damaged or cut "
+        "short, get the file again"
+    )
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -157,7 +163,7 @@ def _from_array(array: Shaped[np.ndarray, "..."], *, name: str) -> Image.Image:
     if not fits or array.size == 0:
         raise ValueError(
             f"expected one image of shape (height, width) or (height, width, 1, 3 or 4 channels), "
-            f"got an {name}: pass the images of a batch one by one, and put a numpy array's "
+            f"got {name}: pass the images of a batch one by one, and put a numpy array's "
             "channels last"
         )
     pixels = _to_uint8(array, name=name)
@@ -171,13 +177,13 @@ def _to_uint8(array: Shaped[np.ndarray, "..."], *, name: str) -> UInt8[np.ndarra
         return array
     if not np.issubdtype(array.dtype, np.floating):
         raise TypeError(
-            f"expected pixels as uint8 in [0, 255] or float in [0, 1], got {array.dtype} in the "
+            f"expected pixels as uint8 in [0, 255] or float in [0, 1], got {array.dtype} in "
             f"{name}: convert it to one of the two"
         )
     low, high = float(array.min()), float(array.max())
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also true for NaN
         raise ValueError(
-            f"expected float pixels in [0, 1], got values from {low:g} to {high:g} in the {name}: "
+            f"expected float pixels in [0, 1], got values from {low:g} to {high:g} in {name}: "
             "divide pixels in [0, 255] by 255, and undo any normalisation"
         )
     return np.rint(255 * np.clip(array.astype(np.float64), 0, 1)).astype(np.uint8)

@@ -74,6 +74,9 @@ def prepare(
         >>> config = LlavaConfig(image_token_id=1, vision_config=CLIPVisionConfig())
         >>> picture = Image.new("RGB", (640, 480))
         >>> inputs = prepare(processor, config, images=picture, text="what color ?")
+        >>> inputs
+        Inputs(1 sample(s) of 52 positions, 1 image(s): input_ids [1, 52], attention_mask [1, 52], \
+pixel_values [1, 3, 224, 224], on cpu)
         >>> inputs.token_map
         [TokenMap(52 positions: 49 image (7x7), 3 text)]
         >>> inputs.token_map[0].positions("text")

@@ -69,8 +69,8 @@ def _render_messages(
     return _apply_template(processor, messages)
 
 
-def _check_messages(messages: object, sample: int) -> None:
-    if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) for m in messages):
+def _check_messages(messages: Any, sample: int) -> None:
+    if not _is_list_of_dicts(messages):
         raise TypeError(
             f"sample {sample}: expected the prompt as a str or a list of chat messages (dicts), "
             f"got {type(messages).__name__}"
@@ -81,8 +81,17 @@ def _check_messages(messages: object, sample: int) -> None:
                 f"sample {sample}: a chat message needs 'role' and 'content', got the keys "
                 f"{sorted(message)}"
             )
+        if not isinstance(message["content"], str) and not _is_list_of_dicts(message["content"]):
+            raise TypeError(
+                f"sample {sample}: expected a chat message's content as a str or a list of parts "
+                f"(dicts), got {message['content']!r}"
+            )
     if not any(_text_of(message).strip() for message in messages):
         raise ValueError(f"sample {sample}: the prompt is empty: its messages hold no text")
+
+
+def _is_list_of_dicts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
 
 
 def _template(processor: LlavaProcessor) -> str | dict[str, str] | None:

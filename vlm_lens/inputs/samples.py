@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_lens.inputs.images import ImageSource
 from vlm_lens.inputs.prompts import Prompt
@@ -33,11 +34,11 @@ def split_samples(
             is empty or holds the image token.
     """
     batched = not _is_single(text)
-    prompts = list(text) if batched else [text]
+    prompts: list[Any] = list(text) if batched else [text]
     sources = _image_lists(images, n_texts=len(prompts), batched=batched)
     answers = _answers(answer, len(prompts), batched=batched, image_token=image_token)
     rows = zip(prompts, sources, answers, strict=True)
-    return [RawSample(*row) for row in rows], batched  # pyright: ignore[reportArgumentType]
+    return [RawSample(*row) for row in rows], batched
 
 
 def _is_single(text: object) -> bool:

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from vlm_lens.inputs.geometry import Box, PatchGrid
+from vlm_lens.inputs.geometry import Box, Number, PatchGrid
 
 Modality = Literal["image", "text", "special", "padding"]
 Role = Literal["prompt", "answer"]
 Kind = Literal["image", "text", "special", "padding", "prompt", "answer"]
-Values = Shaped[Tensor, " n"] | Shaped[np.ndarray, " n"] | Sequence[float]
+Values = Shaped[Tensor, " n"] | Shaped[np.ndarray, " n"] | Sequence[Number]
 
 NO_CELL = (-1, -1)
 
@@ -171,7 +171,7 @@ class TokenMap:
         row, col = self.cell(pos)
         return self.grids[self.image_index[pos]].box(row, col)
 
-    def position(self, x: float, y: float, *, image: int = 0) -> int | None:
+    def position(self, x: Number, y: Number, *, image: int = 0) -> int | None:
         """Returns the position that shows a point of an original image.
 
         Args:

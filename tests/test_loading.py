@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import Tiny
+from vlm_lens import HookedVLM
+from vlm_lens.architectures.base import ArchitectureError
+
+
+@pytest.fixture
+def folder(llava: Tiny, tmp_path: Path) -> Path:
+    llava.hf.save_pretrained(tmp_path)
+    llava.processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_model_loads_with_its_processor(llava: Tiny, folder: Path):
+    model = HookedVLM.from_pretrained(folder)
+    assert not model.training
+    assert not model.blocks[0].training
+    image = llava.inputs("image").images[0]
+    inputs = model.prepare(images=image, text="what color ?")
+    assert torch.equal(
+        model(inputs), llava.model(llava.model.prepare(images=image, text="what color ?"))
+    )
+    assert model.cfg.model_name == str(folder)
+
+
+def test_sharded_weights_and_another_dtype(llava: Tiny, tmp_path: Path):
+    llava.hf.save_pretrained(tmp_path, max_shard_size="30KB")
+    llava.processor.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    model = HookedVLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device="cpu")
+    assert model.cfg.dtype == model.W_E.dtype == torch.bfloat16
+    model = HookedVLM.from_pretrained(str(tmp_path), attn_implementation="eager")
+    assert model.hf_model.config._attn_implementation == "eager"
+
+
+def test_pickled_weights_are_never_loaded(folder: Path, llava: Tiny):
+    """The pickle would write a file when loaded; it must not."""
+    trace = folder / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return (Path.touch, (trace,))
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(OSError, match="safetensors"):
+        HookedVLM.from_pretrained(folder)
+    assert not trace.exists()
+
+
+def test_remote_code_is_not_trusted(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config"}
+    config["model_type"] = "evil"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(folder / 'trace')!r}, 'w')")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        HookedVLM.from_pretrained(folder)
+    assert not (folder / "trace").exists()
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "shapes-lava"])
+def test_a_model_that_cannot_be_reached_says_what_to_try(name: str):
+    with pytest.raises(OSError, match=r"Could not load.*shapes-llava.*bundled.*local_files_only"):
+        HookedVLM.from_pretrained(name)
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["SomethingElse"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ArchitectureError, match="got SomethingElse"):
+        HookedVLM.from_pretrained(folder)

@@ -1,0 +1,1 @@
+"""The report of `vlm-lens demo`: `study` finds, `page` renders, `write` saves."""
