@@ -81,6 +81,17 @@ def test_the_cache_of_a_padded_batch_equals_a_replay_with_the_same_positions(lla
         torch.testing.assert_close(ours[real], theirs[real], rtol=2e-3, atol=2e-3, msg=name)
 
 
+def test_a_generated_image_token_is_no_image(llava: Tiny):
+    """A random model may say "<image>"; the new position is the answer's, with no place."""
+    steer = llava.model.tokens_to_residual_directions("<image>") * 1000
+    with llava.model.hooks([("blocks.2.hook_resid_post", lambda t, hook: t + steer)]):
+        _, cache = llava.model.generate_with_cache(
+            llava.inputs("image"), names_filter="blocks.0.mlp.hook_post", **SAME
+        )
+    assert len(cache.token_maps[0].positions("answer")) == 6
+    assert cache.image(("post", 0)).shape[0] == 16
+
+
 def test_an_intervention_is_in_the_cache_at_every_step(llava: Tiny):
     name = "blocks.1.mlp.hook_post"
 

@@ -284,6 +284,8 @@ def test_raw_text_and_tokens_are_accepted_like_in_transformer_lens(llava: Tiny):
         (3.5, TypeError, "3.5"),
         ("", ValueError, "none of them empty"),
         (torch.tensor([[1, 4, 4, 5]]), ValueError, "2 image positions but no image"),
+        (torch.ones(1, 129, dtype=torch.long), ValueError, "at most 128 positions.*got 129"),
+        ("red " * 128, ValueError, "at most 128 positions.*got 129"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -338,6 +340,25 @@ def test_without_a_processor_text_is_refused_and_tokens_work(llava: Tiny):
         model("red")
     with pytest.raises(ValueError, match="prepare needs a processor"):
         model.prepare(text="red")
+
+
+def test_a_copy_has_taps_in_its_own_model(llava: Tiny):
+    twin = copy.deepcopy(llava.model)
+    inputs = llava.inputs("image")
+    with twin.hooks([("hook_embed", lambda t, hook: t * 0)]):
+        assert not torch.equal(twin(inputs), llava.model(inputs))
+    assert torch.equal(twin(inputs), llava.model(inputs))
+    with (
+        llava.model.hooks([("hook_embed", lambda t, hook: None)]),
+        pytest.raises(RuntimeError, match="reset_hooks"),
+    ):
+        copy.deepcopy(llava.model)
+
+
+def test_the_representation_is_one_line(llava: Tiny):
+    text = repr(llava.model)
+    assert text.endswith("vision encoder 3 x 48, language model 3 x 64 neurons; 123 hook points)")
+    assert "LlavaForConditionalGeneration of 0.1M parameters" in text
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 1, [-2, -1], [0, 2]])

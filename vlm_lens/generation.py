@@ -14,7 +14,8 @@ from vlm_lens.cache import ActivationCache
 from vlm_lens.hooked_root import TapRoot
 from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.names import NamesFilter
-from vlm_lens.inputs import Inputs
+from vlm_lens.inputs import Inputs, TokenMap
+from vlm_lens.inputs.batch import token_strings
 
 
 class Generation(TapRoot):
@@ -129,8 +130,15 @@ class Generation(TapRoot):
             )
             self._read_last_token(out, arguments["attention_mask"])
         kept = {name: _joined(name, parts) for name, parts in steps.items() if parts}
-        maps = input.extend(out.sequences).token_map if isinstance(input, Inputs) else None
+        maps = self._extended_maps(input, out.sequences) if isinstance(input, Inputs) else None
         return out.sequences, ActivationCache(kept, self, token_maps=maps)
+
+    def _extended_maps(self, inputs: Inputs, tokens: Int[Tensor, "batch pos"]) -> list[TokenMap]:
+        new = tokens[:, inputs.shape[1] :].tolist()
+        return [
+            token_map.extend(token_strings(self.tokenizer, answer))
+            for token_map, answer in zip(inputs.token_map, new, strict=True)
+        ]
 
     @torch.no_grad()
     def _read_last_token(self, out: Any, prompt_mask: Int[Tensor, "batch prompt"]) -> None:

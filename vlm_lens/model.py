@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -77,7 +78,31 @@ class HookedVLM(Generation, LensSurface):
         if text.ln_final is not None:
             self.ln_final = HookedNorm(module_at(hf_model, text.ln_final))
         self.setup()
+        self._attention: dict[str, AttentionProbe] = {
+            name: module.probe
+            for name, module in self.named_modules()
+            if isinstance(module, HookedAttention)
+        }
         self.train(hf_model.training)
+
+    def __repr__(self) -> str:
+        vision, text = self.cfg.vision_encoder, self.cfg
+        n_parameters = sum(parameter.numel() for parameter in self.parameters())
+        encoder = "" if vision is None else f"vision encoder {vision.n_layers} x {vision.d_mlp}, "
+        return (
+            f"HookedVLM({type(self.hf_model).__name__} of {n_parameters / 1e6:.1f}M parameters: "
+            f"{encoder}language model {text.n_layers} x {text.d_mlp} neurons; "
+            f"{len(self.hook_dict)} hook points)"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HookedVLM:
+        """A copy has taps of its own, in its own Hugging Face model."""
+        if any(tap.has_hooks() for tap in self.hook_dict.values()):
+            raise RuntimeError(
+                "A model can be copied only without hooks, which would stay in the copy: "
+                "leave the `hooks` block or call reset_hooks(including_permanent=True) first."
+            )
+        return HookedVLM(copy.deepcopy(self.hf_model, memo), processor=self.processor)
 
     @classmethod
     def from_pretrained(
@@ -150,7 +175,7 @@ class HookedVLM(Generation, LensSurface):
     def _hf_inputs(self, given: ModelInput, prepend_bos: bool | None) -> dict[str, Any]:
         """Whatever the user gave, as keyword arguments of the Hugging Face forward."""
         if isinstance(given, str) or (isinstance(given, list) and given):
-            tokens, mask = self._tokenize(given, prepend_bos)
+            tokens, mask = self._tokenize(given, prepend_bos, truncate=False)
             padding = {} if mask.all() else {"attention_mask": mask}
             return {"input_ids": tokens, **padding}
         if isinstance(given, Inputs):
@@ -167,11 +192,17 @@ class HookedVLM(Generation, LensSurface):
         )
 
     def _check(self, arguments: dict[str, Any]) -> None:
+        """Refuse tokens that the model would run on without a word, but not as they are meant."""
         tokens = arguments.get("input_ids")
-        if tokens is None or "pixel_values" in arguments or "past_key_values" in arguments:
+        if tokens is None or "past_key_values" in arguments:
             return
         n_image = int((tokens == self.cfg.image_token_id).sum())
-        if n_image:
+        if tokens.shape[1] > self.cfg.n_ctx:
+            raise ValueError(
+                f"Expected at most {self.cfg.n_ctx} positions, the model's context, but got "
+                f"{tokens.shape[1]}. Shorten the text or use fewer images."
+            )
+        if n_image and "pixel_values" not in arguments:
             raise ValueError(
                 f"The tokens hold {n_image} image positions but no image came with them. "
                 "Pass what model.prepare(images=..., text=...) returns, or pixel_values=..."
@@ -319,7 +350,7 @@ class HookedVLM(Generation, LensSurface):
         deferred: dict[str, Callable[[], Tensor]] = {}
         with ExitStack() as stack:
             if everything and pos_slice is None:
-                deferred = stack.enter_context(remember_attention(self._attention_probes()))
+                deferred = stack.enter_context(remember_attention(self._attention))
             # Without a filter nothing in particular was asked for, so silence is no surprise.
             hooks = (
                 self._set(self._resolve(fwd, bwd), reset_hooks_end, clear_contexts)
@@ -344,13 +375,6 @@ class HookedVLM(Generation, LensSurface):
             },
         )
         return output, cache
-
-    def _attention_probes(self) -> dict[str, AttentionProbe]:
-        return {
-            name: module.probe
-            for name, module in self.named_modules()
-            if isinstance(module, HookedAttention)
-        }
 
 
 def _moved(make: Callable[[], Tensor], device: Any, dtype: torch.dtype | None) -> Tensor:
