@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 install_import_hook("vlm_lens", "beartype.beartype")
@@ -17,6 +18,15 @@ from tests.tiny import TINY, Tiny, build_tiny  # noqa: E402
 from vlm_lens import HookedVLM  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models run up to 100 times slower on many
+
+
+@pytest.fixture
+def unchecked():
+    """Turns the run-time checks of annotations off: users who pass a wrong type have none."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

@@ -224,6 +224,27 @@ def test_gradients_flow_through_hook_points(llava: Tiny, name: str):
     torch.testing.assert_close((gradient * push).sum() * 2, up - down, rtol=0.05, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["blocks.2.hook_resid_mid", "ln_final.hook_scale", "blocks.2.attn.hook_pattern"]
+)
+def test_a_hook_that_detaches_changes_the_gradient_and_no_value(llava: Tiny, name: str):
+    """As much as one that returns a detached copy does."""
+    inputs, model = llava.inputs("image"), llava.model
+
+    def run(hook):
+        kept = []
+        hooks = [("blocks.1.hook_resid_post", lambda t, hook: kept.append(t)), (name, hook)]
+        logits = model.run_with_hooks(inputs, fwd_hooks=hooks)
+        return logits, torch.autograd.grad(logits[0, -1, 7], kept[0])[0]
+
+    plain, gradient = run(lambda t, hook: None)
+    detached, without = run(lambda t, hook: t.detach())
+    _, expected = run(lambda t, hook: t.detach().clone())
+    assert torch.equal(plain, detached)
+    torch.testing.assert_close(without, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(gradient, without, rtol=1e-2)
+
+
 def test_backward_hooks_change_gradients(llava: Tiny):
     inputs, model = llava.inputs("image"), llava.model
     weight = model.projector.hf_module.linear_1.weight

@@ -66,6 +66,11 @@ class ActivationCache(transformer_lens.ActivationCache):
             key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
         return get_act_name(*key)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many neurons each kept hook point has, as `NeuronSet` asks for it."""
+        return {name: value.shape[-1] for name, value in self.cache_dict.items()}
+
     def image(self, name: str | tuple, *, batch: int | None = None) -> Tensor:
         """Activations at the image positions, one row a position, sample after sample.
 

@@ -115,13 +115,15 @@ def _demo(arguments: argparse.Namespace, *, command: str) -> None:
         model = HookedVLM.from_pretrained(arguments.model, device=arguments.device)
         inputs = model.prepare(images=image, text=question)
         check_study(model, inputs, top=arguments.top)
+    if model.tokenizer.unk_token in inputs.token_map[0].tokens:
+        step(f"note: {question!r} holds words that the model does not know")
     study = study_answer(model, inputs, top=arguments.top, seed=arguments.seed, on_step=step)
     step("writing the report")
     html = render_report(study, model_name=arguments.model, command=command)
     with _input():
         write_report(html, arguments.out)
-    step("done")
-    print(f"{study.outcomes[0].answer!r}: {arguments.out}")
+    step(f"done: the model answers {study.outcomes[0].answer!r}")
+    print(arguments.out)
 
 
 def _image_and_question(path: Path | None, question: str | None) -> tuple[Image, str]:

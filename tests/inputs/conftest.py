@@ -1,8 +1,5 @@
 """Tiny processors and models for the tests of the inputs."""
 
-from collections.abc import Iterator
-
-import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -100,12 +97,3 @@ def build_model(kind: str = "clip") -> LlavaForConditionalGeneration:
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture
-def as_users_run() -> Iterator[None]:
-    """Turns off the tests' check of annotations, which would answer before the library does."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)

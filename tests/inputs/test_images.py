@@ -229,7 +229,7 @@ def test_pil_image_without_pixels():
         load_image(Image.new("RGB", (0, 5)))
 
 
-@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("source", [7, None, [Image.new("RGB", (2, 2))], b"bytes"])
 def test_other_types(source: object):
     with pytest.raises(TypeError, match=rf"or torch tensor, got {type(source).__name__}"):

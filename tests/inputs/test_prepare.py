@@ -268,7 +268,7 @@ def test_another_number_of_image_entries_than_texts():
         run(text=[TEXT], images=PICTURE)
 
 
-@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -330,7 +330,7 @@ def test_an_image_too_long_and_narrow_is_refused_before_it_is_enlarged():
         run(text="what", images=Image.new("RGB", (200_000, 1)))
 
 
-@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.usefixtures("unchecked")
 def test_a_tokenizer_is_no_processor():
     with pytest.raises(TypeError, match="TokenizersBackend has no image_processor"):
         prepare(build_tokenizer(), build_config(), text="what")  # pyright: ignore

@@ -210,7 +210,7 @@ def test_image_goes_with_image_positions_only():
         build([GRID]).positions("text", image=0)
 
 
-@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_types():
     with pytest.raises(ValueError, match="unknown kind 'images' of position: expected one of"):
         build([GRID]).positions("images")  # pyright: ignore[reportArgumentType]
@@ -220,7 +220,7 @@ def test_wrong_types():
         build([GRID]).grid_values(np.zeros((1, 11)))
 
 
-@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.usefixtures("unchecked")
 def test_a_map_that_contradicts_itself_is_an_error():
     token_map = build([GRID])
     with pytest.raises(ValueError, match="one entry per position in every list, got .*'role': 1"):

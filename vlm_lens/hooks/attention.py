@@ -192,7 +192,7 @@ def _attention(
     if fire_all.changed:
         return recomputed, weights
     output, their_weights = theirs()
-    return unless_changed(output, recomputed, changed=False), their_weights
+    return unless_changed(output, recomputed, False), their_weights
 
 
 def _theirs(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -41,18 +41,18 @@ class NormProbe:
             self._handle = None
 
     def _on_forward(self, _module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        recomputed, changed = self._recompute(args[0])
-        answer = unless_changed(output, recomputed, changed=changed)
-        return None if answer is output else answer
+        recomputed = self._recompute(args[0])
+        return None if recomputed is None else unless_changed(output, *recomputed)
 
-    def _recompute(self, x: Tensor) -> tuple[Tensor, bool]:
+    def _recompute(self, x: Tensor) -> tuple[Tensor, bool] | None:
+        """The norm with its taps fired, and whether they changed it; None where nothing could."""
         centered = x.float()
         if self.centered:
             centered = centered - centered.mean(-1, keepdim=True)
         scale = (centered.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale, scale_changed = fire(self.scale, scale) if self.scale.has_hooks() else (scale, False)
-        if not (scale_changed or self.normalized.has_hooks() or scale.requires_grad):
-            return x, False
+        if not (scale_changed or self.normalized.has_hooks() or centered.requires_grad):
+            return None
         normalized, changed = fire(self.normalized, (centered / scale).to(x.dtype))
         return self._affine(normalized), changed or scale_changed
 

@@ -25,10 +25,16 @@ class _ValueOf(torch.autograd.Function):
         return None, gradient
 
 
-def unless_changed(original: Tensor, recomputed: Tensor, *, changed: bool) -> Tensor:
-    """The recomputed tensor if a hook changed it, else the model's own value, bit for bit."""
+def unless_changed(original: Tensor, recomputed: Tensor, changed: bool) -> Tensor:
+    """The recomputed tensor if a hook changed it, else the model's own value, bit for bit.
+
+    Gradients are those of the recomputed tensor in both cases: a hook that returns its tensor
+    detached changes no value, but stops the gradient.
+    """
     if changed:
         return recomputed
-    if torch.is_grad_enabled() and recomputed.requires_grad:
+    if not torch.is_grad_enabled():
+        return original
+    if recomputed.requires_grad:
         return _ValueOf.apply(original.detach(), recomputed)
-    return original
+    return original.detach()

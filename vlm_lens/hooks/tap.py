@@ -148,7 +148,7 @@ def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wir
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             shared = args[0] if args else kwargs[keyword]
             answer, changed = fire(tap, shared.clone())
-            if changed or answer.requires_grad:
+            if changed or shared.requires_grad:  # a hook may change the gradient alone
                 shared.copy_(answer)
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)

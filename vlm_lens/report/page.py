@@ -51,7 +51,7 @@ def render_report(study: AnswerStudy, *, model_name: str, command: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signed"] = "{:+.3g}".format
+    environment.filters["signed"] = "{:+#.3g}".format
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     picture, grid = study.inputs.images[0][0], study.token_map.grids[0]
     return environment.get_template("template.html").render(

@@ -110,7 +110,7 @@ def study_answer(
         ValueError: The inputs are not one prompt with one image, or `top` is more than half of a
             layer's neurons (which would leave too few for the control).
     """
-    _check(model, inputs, top)
+    check_study(model, inputs, top=top)
     on_step("answering, with every neuron cached")
     tokens, cache = model.generate_with_cache(
         inputs, names_filter=MLP_NEURONS, max_new_tokens=LONGEST_ANSWER, do_sample=False
@@ -138,7 +138,12 @@ def study_answer(
     )
 
 
-def _check(model: HookedVLM, inputs: Inputs, top: int) -> None:
+def check_study(model: HookedVLM, inputs: Inputs, *, top: int) -> None:
+    """Checks what `study_answer` needs, before it starts.
+
+    Raises:
+        ValueError: See `study_answer`.
+    """
     if [len(images) for images in inputs.images] != [1]:
         counts = [len(images) for images in inputs.images]
         raise ValueError(f"expected one prompt with one image, got prompts with {counts} images")

@@ -1,11 +1,8 @@
-"""Neuron sets: choosing, set algebra, controls, sizes and files."""
+"""Neuron sets: choosing, set algebra, sizes, controls, tables."""
 
 import copy
-import json
 import pickle
-from dataclasses import FrozenInstanceError
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,76 +22,11 @@ neurons_lists = st.lists(
 )
 
 
-@pytest.fixture
-def unchecked():
-    """Turns the run-time checks of annotations off: users who pass a wrong type have none."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
 def written(neurons: NeuronSet) -> list[str]:
     return [str(neuron) for neuron in neurons]
 
 
-# ---------------------------------------------------------------------- one neuron
-
-
-@pytest.mark.parametrize(
-    ("name", "component", "layer", "site"),
-    [
-        ("blocks.3.mlp.hook_post", "language_model", 3, "mlp.hook_post"),
-        ("blocks.12.hook_mlp_out", "language_model", 12, "hook_mlp_out"),
-        ("vision_encoder.blocks.0.mlp.hook_post", "vision_encoder", 0, "mlp.hook_post"),
-        ("projector.mlp.hook_post", "projector", None, "mlp.hook_post"),
-        ("qformer.blocks.1.mlp.hook_post", "qformer", 1, "mlp.hook_post"),
-        ("encoder.blocks.0.mlp.hook_post", "encoder", 0, "mlp.hook_post"),
-        ("a.b.blocks.4.hook_x", "a.b", 4, "hook_x"),
-        ("hook_embed", "language_model", None, "hook_embed"),
-    ],
-)
-def test_a_name_gives_component_layer_and_site(name, component, layer, site):
-    neuron = Neuron(name, 7)
-    assert (neuron.component, neuron.layer, neuron.site) == (component, layer, site)
-
-
-@given(st.from_regex(r"[a-z_.\[\]0-9]+", fullmatch=True), st.integers(0, 10**9))
-def test_parse_undoes_str(name, index):
-    neuron = Neuron(name, index)
-    assert str(neuron) == f"{name}[{index}]"
-    assert Neuron.parse(str(neuron)) == neuron
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("text", ["", "blocks.0.x", "[3]", "a[-1]", "a[1.5]", "a[1", "a b[1]", 5])
-def test_parse_refuses_anything_else(text):
-    with pytest.raises(ValueError, match=r"cannot read .* as a neuron: expected a hook name and"):
-        Neuron.parse(text)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["", "two words", "line\n", 3])
-def test_a_neuron_needs_a_hook_name(name):
-    with pytest.raises(ValueError, match="hook name without white space"):
-        Neuron(name, 0)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_neurons_are_frozen_and_sort_by_layer_number():
-    neuron = Neuron(POST2, np.int64(3))  # type: ignore[arg-type]
-    assert type(neuron.index) is int
-    with pytest.raises(FrozenInstanceError):
-        neuron.index = 4  # type: ignore[misc]
-    ordered = [Neuron(POST0, 9), Neuron(POST2, 1), Neuron(POST2, 3), Neuron(POST10, 0)]
-    mixed = [ordered[place] for place in (3, 1, 0, 2)]
-    assert sorted(mixed) == ordered
-    assert Neuron(POST2, 3) >= neuron
-    with pytest.raises(TypeError):
-        assert neuron < "blocks.3"  # type: ignore[operator]
-
-
-# ---------------------------------------------------------------------- choosing
+# Choosing --------------------------------------------------------------------------------------
 
 
 def test_from_indices_keeps_the_order_given_and_drops_repeats():
@@ -106,7 +38,16 @@ def test_from_indices_keeps_the_order_given_and_drops_repeats():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "indices",
-    [[-1], [1.0], ["3"], [True], torch.tensor([0.5]), torch.tensor([True]), torch.tensor([[1]])],
+    [
+        [-1],
+        [1.0],
+        ["3"],
+        "12",
+        [True],
+        torch.tensor([0.5]),
+        torch.tensor([True]),
+        torch.tensor([[1]]),
+    ],
 )
 def test_from_indices_refuses_what_is_not_an_index(indices):
     with pytest.raises(ValueError, match=r"must be integers from 0, got .* for 'blocks.0.*from_m"):
@@ -114,14 +55,14 @@ def test_from_indices_refuses_what_is_not_an_index(indices):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("indices", [3, "12", torch.tensor(3), None])
+@pytest.mark.parametrize("indices", [3, torch.tensor(3), None])
 def test_from_indices_refuses_what_is_not_a_list(indices):
     with pytest.raises(ValueError, match=r"must be a list or one-dimensional tensor.*\[index\]"):
         NeuronSet.from_indices({POST0: indices})
 
 
 def test_known_sizes_bound_the_indices():
-    with pytest.raises(IndexError, match=r"blocks\.0\.mlp\.hook_post\[4\] .* 0 to 3"):
+    with pytest.raises(IndexError, match=r"blocks\.0\.mlp\.hook_post\[4\] .* 4 neurons, 0 to 3"):
         NeuronSet.from_indices({POST0: [4]}, sizes={POST0: 4})
 
 
@@ -213,7 +154,7 @@ def test_from_scores_refuses_what_cannot_be_ranked(scores, message):
         NeuronSet.from_scores(scores, k=1)
 
 
-# ---------------------------------------------------------------------- as a set
+# As a set --------------------------------------------------------------------------------------
 
 
 @given(neurons_lists, neurons_lists)
@@ -292,7 +233,7 @@ def test_sizes_follow_operators_and_must_agree():
     assert a | {Neuron(POST0, 2)} == NeuronSet.from_indices({POST0: [1, 2]})
 
 
-# ---------------------------------------------------------------------- looking at it
+# Looking at it ---------------------------------------------------------------------------------
 
 
 def test_indices_and_names_are_in_layer_order_and_ranked_within():
@@ -363,7 +304,7 @@ def test_html_is_escaped_and_short():
     page = NeuronSet.from_indices({"<script>&": range(50)})._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;&amp;" in page
-    assert page.count("<tr>") == 11
+    assert page.count("<tr") == 11
 
 
 def test_check_names_the_neuron_or_the_nearest_hook_names():
@@ -378,7 +319,7 @@ def test_check_names_the_neuron_or_the_nearest_hook_names():
         sized.check(SIZES)
 
 
-# ---------------------------------------------------------------------- controls
+# Controls --------------------------------------------------------------------------------------
 
 
 @given(neurons_lists, st.integers(0, 2**32))
@@ -418,69 +359,3 @@ def test_a_control_needs_enough_neurons_and_sizes():
     with pytest.raises(HookNameError):
         neurons.sample_control({POST2: 5})
     assert set(neurons.sample_control({POST0: 6}).indices[POST0].tolist()) == {3, 4, 5}
-
-
-# ---------------------------------------------------------------------- files
-
-
-@given(neurons_lists, st.booleans())
-def test_files_round_trip_exactly(tmp_path_factory, listed, with_sizes):
-    path = tmp_path_factory.mktemp("sets") / "neurons.json"
-    neurons = NeuronSet(listed, sizes=SIZES if with_sizes else None)
-    neurons.save(path)
-    back = NeuronSet.load(path)
-    assert list(back) == list(neurons)
-    assert back.sizes == neurons.sizes
-
-
-def test_a_file_is_readable_and_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "neurons.json"
-    NeuronSet.from_indices({POST0: [3]}).save(str(path))
-    assert f'"{POST0}[3]"' in [line.strip() for line in path.read_text().splitlines()]
-    assert json.loads(path.read_text())["version"] == 1
-
-    def fails(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fails)
-    with pytest.raises(OSError, match="disk full"):
-        NeuronSet.from_indices({POST0: [4]}).save(path)
-    assert written(NeuronSet.load(path)) == [f"{POST0}[3]"]
-    assert [file.name for file in tmp_path.iterdir()] == ["neurons.json"]
-
-
-def content(**changes: object) -> dict[str, object]:
-    whole = {"format": "vlm_lens.NeuronSet", "version": 1, "sizes": {}, "neurons": ["a.b[1]"]}
-    return whole | changes
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "Expecting value"),
-        ("\udcff", "decode"),
-        ("[]", "expected an object with the keys"),
-        (json.dumps(content(extra=1)), "expected an object with the keys"),
-        (json.dumps(content(format="other")), "expected format 'vlm_lens.NeuronSet' version 1"),
-        (json.dumps(content(version=2)), "version 1, got 'vlm_lens.NeuronSet' version 2"),
-        (json.dumps(content(neurons="a.b[1]")), "expected neurons to be a list"),
-        (json.dumps(content(neurons=["a.b"])), "cannot read 'a.b' as a neuron"),
-        (json.dumps(content(neurons=[["a.b", 1]])), "expected neurons to be a list of strings"),
-        (json.dumps(content(neurons=["a.b[1]", "a.b[1]"])), "listed more than once"),
-        (json.dumps(content(sizes=[])), "sizes to map hook names to integers"),
-        (json.dumps(content(sizes={"a.b": 2.5})), "sizes to map hook names to integers"),
-        (json.dumps(content(sizes={"a.b": 1})), r"a\.b\[1\] does not exist"),
-    ],
-)
-def test_load_refuses_other_files(tmp_path, text, message):
-    path = tmp_path / "neurons.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=message) as caught:
-        NeuronSet.load(path)
-    assert str(path) in str(caught.value)
-    assert "Write it with NeuronSet.save" in str(caught.value)
-
-
-def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        NeuronSet.load(tmp_path / "none.json")

@@ -2,7 +2,6 @@
 
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.hooks.names import HookNameError
-from vlm_lens.interventions import ForwardHooks, NeuronHook
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.hook import NeuronHook
+from vlm_lens.neurons.interventions import ForwardHooks
 
 POST, OUT = "blocks.0.mlp.hook_post", "blocks.1.hook_mlp_out"
 NEURONS = NeuronSet.from_indices({POST: [4, 1]})
@@ -29,15 +28,6 @@ INTERVENTIONS = {
     "clamp_below": lambda **kw: NEURONS.clamp(minimum=0.1, **kw),
     "clamp_above": lambda **kw: NEURONS.clamp(maximum=0.1, **kw),
 }
-
-
-@pytest.fixture
-def unchecked():
-    """Turns the run-time checks of annotations off: users who pass a wrong type have none."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def reference_list(neuron: int) -> list[float]:
@@ -177,7 +167,7 @@ def test_a_mask_changed_later_does_not_change_the_hook():
     torch.testing.assert_close(hook(tensor, hook=None), slowly("zero", tensor, PARTS))
 
 
-# ---------------------------------------------------------------------- generation
+# Generation ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("generated", [True, False])
@@ -224,13 +214,7 @@ def test_a_mask_is_boolean(where):
         NEURONS.ablate(where=where)
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_a_mask_has_no_neuron_dimension():
-    with pytest.raises(ValueError, match=r"\[batch, pos\] or \[pos\], got \(2, 4, 1\)"):
-        NEURONS.ablate(where=PARTS[..., None])
-
-
-# ---------------------------------------------------------------------- what is refused
+# What is refused ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 6), (6,)])
@@ -260,15 +244,15 @@ def test_neurons_of_another_model_are_refused(sized_by):
 def test_a_reference_must_be_there_and_usable(value):
     with pytest.raises(ValueError, match=rf"ablate\('{value}'\) needs .* Pass reference=cache"):
         NEURONS.ablate(value)
-    with pytest.raises(HookNameError, match=r"no activations for 'blocks.0.*Pass reference=cache"):
+    with pytest.raises(KeyError, match=POST):
         NEURONS.ablate(value, reference={OUT: torch.zeros(1, 2, 6)})
     with pytest.raises(IndexError, match=r"blocks\.0\.mlp\.hook_post\[4\] .* 0 to 2"):
         NEURONS.ablate(value, reference={POST: torch.zeros(1, 2, 3)})
-    with pytest.raises(ValueError, match=r"is empty \(shape \(0, 6\)\)"):
+    with pytest.raises(ValueError, match="'blocks.0.mlp.hook_post' are empty or NaN"):
         NEURONS.ablate(value, reference={POST: torch.zeros(0, 6)})
     broken = torch.zeros(2, 6)
     broken[1, 1] = float("nan")
-    with pytest.raises(ValueError, match=r"hook_post\[1\] contain NaN, so it has no"):
+    with pytest.raises(ValueError, match="'blocks.0.mlp.hook_post' are empty or NaN"):
         NEURONS.ablate(value, reference={POST: broken})
 
 
@@ -287,8 +271,11 @@ def test_a_reference_can_be_the_wanted_values_themselves():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NEURONS.ablate("max"), "'zero', 'mean', 'min' or a finite number, got 'max'"),  # type: ignore[arg-type]
-        (lambda: NEURONS.ablate(float("nan")), "value to ablate with must be a finite number"),
+        (
+            lambda: NEURONS.ablate("max"),
+            "unless 'zero', 'mean' or 'min', must be a finite number, got 'max'",
+        ),  # type: ignore[arg-type]
+        (lambda: NEURONS.ablate(float("nan")), "must be a finite number, got nan"),
         (lambda: NEURONS.ablate(None), "finite number, got None"),  # type: ignore[arg-type]
         (lambda: NEURONS.scale(float("inf")), "factor must be a finite number, got inf"),
         (lambda: NEURONS.scale("2"), "factor must be a finite number, got '2'"),  # type: ignore[arg-type]
@@ -304,7 +291,7 @@ def test_values_are_checked_when_the_hooks_are_made(make, message):
         make()
 
 
-# ---------------------------------------------------------------------- in a model
+# In a model ---------------------------------------------------------------------------------------
 
 
 class TinyModel(HookedRootModule):
@@ -355,13 +342,10 @@ def test_an_activation_cache_is_a_reference():
     hook = only_hook(NEURONS.ablate("mean", reference=cache))
     tensor = activations(2, 4, 6)
     torch.testing.assert_close(hook(tensor, hook=None), slowly("mean", tensor, None))
-    with pytest.raises(HookNameError, match="Pass reference=cache"):
+    with pytest.raises(KeyError, match=OUT):
         NeuronSet.from_indices({OUT: [0]}).ablate("mean", reference=cache)
 
 
-def test_an_empty_set_has_no_hooks_and_a_hook_says_what_it_does():
+def test_an_empty_set_has_no_hooks_and_a_hook_says_what_it_is_for():
     assert NeuronSet().ablate() == []
-    assert (
-        repr(only_hook(NEURONS.ablate("zero"))) == f"NeuronHook(ablate zero: 2 neurons of {POST})"
-    )
-    assert repr(only_hook(NEURONS[:1].scale(2))) == f"NeuronHook(scale 2: 1 neuron of {POST})"
+    assert repr(only_hook(NEURONS.ablate("zero"))) == f"NeuronHook(2 neurons of {POST})"

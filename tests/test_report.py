@@ -1,0 +1,269 @@
+"""The report says what was found, escapes what it was given, and asks for nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import Tiny, picture
+from vlm_lens.inputs import Inputs
+from vlm_lens.report.page import render_report
+from vlm_lens.report.study import IMAGE_SIDE_SHOWN, AnswerStudy, study_answer
+from vlm_lens.report.write import check_target, write_report
+
+ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A parsed page; parsing it checks that every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._stack: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self._stack
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += " ".join(data.split()) + " "
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+@pytest.fixture(scope="module")
+def study(llava: Tiny) -> AnswerStudy:
+    return study_answer(llava.model, prepared(llava), top=4, seed=3)
+
+
+def prepared(tiny: Tiny) -> Inputs:
+    image = picture(1, size=(50, 34))
+    return tiny.model.prepare(images=image, text="<image> what color is the circle ?")
+
+
+def page(study: AnswerStudy, **options: str) -> Page:
+    return Page(html(study, **options))
+
+
+def html(study: AnswerStudy, **options: str) -> str:
+    return render_report(study, **{"model_name": "tiny", "command": "vlm-lens demo", **options})
+
+
+# The study ------------------------------------------------------------------------------------
+
+
+def test_the_neurons_are_those_with_the_largest_direct_effects(study: AnswerStudy) -> None:
+    effects = [view.direct_effect for view in study.language_neurons]
+    assert len(effects) == 4
+    assert effects == sorted(effects, reverse=True)
+    assert {view.neuron.component for view in study.language_neurons} == {"language_model"}
+    totals = [view.first_order_effect for view in study.image_neurons]
+    assert len(totals) == IMAGE_SIDE_SHOWN
+    assert totals == sorted(totals, reverse=True)
+    components = {view.neuron.component for view in study.image_neurons}
+    assert components <= {"vision_encoder", "projector"}
+    assert (study.n_language_neurons, study.n_image_neurons) == (3 * 64, 3 * 48 + 32)
+
+
+def test_the_outcomes_are_those_of_real_ablations(study: AnswerStudy, llava: Tiny) -> None:
+    inputs = prepared(llava)
+    clean, without, control = study.outcomes
+    logits = llava.model(inputs)[0, -1].detach()
+    token = int(logits.argmax())
+    assert study.target == llava.model.to_single_str_token(token)
+    assert clean.logit == pytest.approx(logits[token].item())
+    assert clean.probability == pytest.approx(logits.softmax(-1)[token].item())
+    assert clean.answer == llava.model.generate(inputs)
+    zero = [
+        (view.neuron.name, lambda act, hook, i=view.neuron.index: zeroed(act, i))  # noqa: ARG005
+        for view in study.language_neurons
+    ]
+    ablated = llava.model.run_with_hooks(inputs, fwd_hooks=zero)[0, -1]
+    assert without.logit == pytest.approx(ablated[token].item(), rel=1e-4)
+    assert control.logit not in (clean.logit, without.logit)
+
+
+def zeroed(activations: torch.Tensor, index: int) -> torch.Tensor:
+    activations = activations.clone()
+    activations[..., index] = 0
+    return activations
+
+
+def test_activations_are_those_of_prompt_and_answer(study: AnswerStudy, llava: Tiny) -> None:
+    tokens = llava.model.generate(prepared(llava), return_type="tokens", do_sample=False)
+    replay = prepared(llava).extend(tokens)
+    _, cache = llava.model.run_with_cache(replay)
+    n_prompt = study.inputs.shape[1]
+    for view in study.language_neurons:
+        expected = cache[view.neuron.name][0, :, view.neuron.index].numpy()
+        np.testing.assert_allclose(view.over_tokens, expected, atol=1e-4)
+        over_image = replay.token_map[0].grid_values(expected)
+        np.testing.assert_allclose(view.over_image, over_image, atol=1e-4)
+        assert view.activation == pytest.approx(float(expected[n_prompt - 1]), abs=1e-4)
+        assert view.limit == pytest.approx(np.abs(expected[1:]).max(), rel=1e-3)  # no <bos>
+    for view in study.image_neurons:
+        patches = cache[view.neuron.name][0, -16:, view.neuron.index].numpy()
+        np.testing.assert_allclose(view.over_image, patches.reshape(4, 4), atol=1e-4)
+
+
+def test_works_for_every_pairing(tiny: Tiny) -> None:
+    study = study_answer(tiny.model, prepared(tiny), top=2)
+    assert page(study).count("article") == 2 + IMAGE_SIDE_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("kind", "top", "message"),
+    [
+        ("text", 4, r"one prompt with one image, got prompts with \[0\]"),
+        ("images", 4, r"prompts with \[2\] images"),
+        ("batch", 4, r"\[1, 0, 1\]"),
+        ("image", 0, "1 to 32 neurons"),
+        ("image", 33, "got 33"),
+    ],
+)
+def test_refuses_what_it_cannot_study(llava: Tiny, kind: str, top: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study_answer(llava.model, llava.inputs(kind), top=top)
+
+
+# The page -------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_was_found(study: AnswerStudy) -> None:
+    shown = page(study, model_name="my-model", command="vlm-lens demo --seed 3")
+    for view in [*study.language_neurons, *study.image_neurons]:
+        assert str(view.neuron) in shown.text
+    for outcome in study.outcomes:
+        assert outcome.answer in shown.text
+        assert f"{outcome.logit:.2f}" in shown.text
+        assert f"{outcome.probability:.1%}" in shown.text
+        assert outcome.name in shown.text
+    for text in ("my-model", "vlm-lens demo --seed 3", "seed 3", "torch 2", "<image> ×16, peak"):
+        assert text in shown.text, text
+
+
+def test_every_patch_of_every_heat_map_lies_in_its_box(study: AnswerStudy) -> None:
+    shown, grid = page(study), study.token_map.grids[0]
+    n_views = len(study.language_neurons) + len(study.image_neurons)
+    cells = [given for tag, given in shown.elements if tag == "rect" and "fill-opacity" in given]
+    assert len(cells) == 16 * n_views
+    for place, cell in enumerate(cells[:16]):
+        x, y, width, height = (float(cell[name] or 0) for name in ("x", "y", "width", "height"))
+        box = grid.box(*divmod(place, 4))
+        assert (x, y, x + width, y + height) == pytest.approx(box, abs=0.02)
+    opacities = [float(cell["fill-opacity"] or 0) for cell in cells]
+    assert 0 <= min(opacities) < max(opacities) <= 0.8
+
+
+def test_what_the_model_does_not_see_is_marked(study: AnswerStudy) -> None:
+    """A 50x34 image is cropped on two sides; a square one is not."""
+    assert "the model does not see this part" in page(study).text
+
+
+def test_an_image_seen_whole_has_no_mark(llava: Tiny) -> None:
+    whole = study_answer(llava.model, llava.inputs("image"), top=2)
+    assert "does not see" not in page(whole).text
+
+
+def test_pictures_have_descriptions(study: AnswerStudy) -> None:
+    pictures = [given for tag, given in page(study).elements if tag == "svg"]
+    assert pictures
+    assert all(given.get("aria-label") for given in pictures)
+
+
+def test_nothing_is_loaded_and_nothing_runs(study: AnswerStudy) -> None:
+    text, shown = html(study), page(study)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in shown.elements}
+    for tag, given in shown.elements:
+        for name, value in given.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                assert (value or "").startswith(("data:image/", "#")), (tag, value)
+    assert not re.search(r"https?://|@import|url\(", text)
+    policy = next(given for _, given in shown.elements if "http-equiv" in given)
+    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_text_from_outside_is_only_text(study: AnswerStudy) -> None:
+    tokens = [*study.token_map.tokens[:-1], ATTACK]
+    hostile = replace(
+        study,
+        inputs=replace(study.inputs, texts=[ATTACK]),
+        token_map=replace(study.token_map, tokens=tokens),
+        target=ATTACK,
+        outcomes=[replace(outcome, answer=ATTACK) for outcome in study.outcomes],
+    )
+    shown = page(hostile, model_name=ATTACK, command=ATTACK)
+    assert shown.count("script") == shown.count("img") == 0
+    assert "<script" not in html(hostile, model_name=ATTACK, command=ATTACK)
+    assert ATTACK in shown.text
+
+
+def test_the_same_study_gives_the_same_page(study: AnswerStudy, llava: Tiny) -> None:
+    again = study_answer(llava.model, prepared(llava), top=4, seed=3)
+    assert html(again) == html(study)
+
+
+def test_an_empty_answer_is_shown_as_such(study: AnswerStudy) -> None:
+    silent = [replace(outcome, answer="") for outcome in study.outcomes]
+    assert "(nothing)" in page(replace(study, outcomes=silent)).text
+
+
+# The file -------------------------------------------------------------------------------------
+
+
+def test_a_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    check_target(path)
+    write_report("new ×", path)
+    assert path.read_text(encoding="utf-8") == "new ×"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report("new", path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_targets_that_cannot_be_written_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotADirectoryError, match="there is no folder"):
+        check_target(tmp_path / "missing" / "report.html")
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_target(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write
+    with pytest.raises(PermissionError, match="no permission"):
+        check_target(tmp_path / "report.html")
