@@ -245,6 +245,25 @@ def test_a_hook_that_detaches_changes_the_gradient_and_no_value(llava: Tiny, nam
     assert not torch.allclose(gradient, without, rtol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "name", ["blocks.1.hook_resid_mid", "ln_final.hook_scale", "blocks.1.attn.hook_pattern"]
+)
+def test_a_steering_vector_can_be_trained_in_a_frozen_model(llava: Tiny, name: str):
+    model = copy.deepcopy(llava.model).requires_grad_(False)
+    factor = torch.ones((), requires_grad=True)
+    with model.hooks([(name, lambda t, hook: t * factor)]):
+        loss = model(llava.inputs("image"), return_type="loss")
+    gradient = torch.autograd.grad(loss, factor)[0]
+    with torch.no_grad():
+        up, down = (
+            model.run_with_hooks(
+                llava.inputs("image"), "loss", fwd_hooks=[(name, lambda t, hook, f=f: t * f)]
+            )
+            for f in (1.001, 0.999)
+        )
+    torch.testing.assert_close(gradient, (up - down) / 0.002, rtol=0.05, atol=2e-3)
+
+
 def test_backward_hooks_change_gradients(llava: Tiny):
     inputs, model = llava.inputs("image"), llava.model
     weight = model.projector.hf_module.linear_1.weight

@@ -140,11 +140,14 @@ class TapRoot(HookedRootModule):
             kept under the name with ``_grad`` behind it).
         """
         kept: dict[str, Tensor] = {} if cache is None else cache
+        moves = device is not None or dtype is not None
         positions = None if pos_slice is None else Slice.unwrap(pos_slice)
 
         def keep(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
             name = str(hook.name)
-            value = tensor.detach().to(device=device, dtype=dtype)
+            value = tensor.detach()
+            if moves:
+                value = value.to(device=device, dtype=dtype)
             if remove_batch_dim and value.shape[0] == 1:
                 value = value[0]
             if positions is not None and _is_language_model(name):

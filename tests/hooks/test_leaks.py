@@ -123,7 +123,7 @@ def test_hooks_run_in_order_and_see_what_the_one_before_returned(llava: Tiny):
     seen = []
     hooks = [
         ("blocks.0.hook_mlp_out", lambda t, hook: t * 0 + 1),
-        ("blocks.0.hook_mlp_out", lambda t, hook: seen.append(float(t.mean()))),
+        ("blocks.0.hook_mlp_out", lambda t, hook: seen.append(float(t.detach().mean()))),
         ("blocks.0.hook_mlp_out", lambda t, hook: t + 1),
     ]
     with llava.model.hooks(hooks):

@@ -49,11 +49,14 @@ class NormProbe:
         centered = x.float()
         if self.centered:
             centered = centered - centered.mean(-1, keepdim=True)
-        scale = (centered.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+        norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no temporary of x's size
+        scale = (norm.square() / x.shape[-1] + self.eps).sqrt()
         scale, scale_changed = fire(self.scale, scale) if self.scale.has_hooks() else (scale, False)
         if not (scale_changed or self.normalized.has_hooks() or centered.requires_grad):
             return None
         normalized, changed = fire(self.normalized, (centered / scale).to(x.dtype))
+        if not (changed or scale_changed or centered.requires_grad):
+            return None
         return self._affine(normalized), changed or scale_changed
 
     def _affine(self, normalized: Tensor) -> Tensor:

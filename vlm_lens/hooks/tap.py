@@ -49,6 +49,10 @@ class Tap(HookPoint):
         self.fired = 0
         """How many times the tap's tensor has passed through it."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a plain attribute: a tap has no parameters or submodules to look for every time."""
+        object.__setattr__(self, name, value)
+
     def forward(self, x: Tensor) -> Tensor:
         self.fired += 1
         return x
@@ -141,15 +145,20 @@ def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wir
     """Wire a tap to an input that the caller goes on using (a residual stream before its norm).
 
     Replacing the argument would change the norm's input and leave the residual branch as it was.
-    So hooks see a copy, and what they answer is written into the tensor that both branches share.
+    So what hooks answer is put into the tensor that both branches share.
     """
 
     def wire(tap: Tap) -> Removable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             shared = args[0] if args else kwargs[keyword]
-            answer, changed = fire(tap, shared.clone())
-            if changed or shared.requires_grad:  # a hook may change the gradient alone
-                shared.copy_(answer)
+            if torch.is_grad_enabled():
+                # Hooks see a copy, which stays as it was for backward; they may also change the
+                # gradient alone, so their answer always counts.
+                shared.copy_(tap(shared.clone()))
+                return
+            answer = tap(shared)
+            if answer is not shared:  # other memory, so that what a cache kept is not overwritten
+                shared.data = answer.to(shared.dtype)
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
