@@ -106,7 +106,7 @@ def llava_config(size: Size) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=IMAGE_TOKEN,
+        image_token_index=IMAGE_TOKEN,
         image_seq_length=(size.image // size.patch) ** 2,
         vision_feature_layer=-2,
     )

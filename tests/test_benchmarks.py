@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import contenders as contenders_module
 from benchmarks import overhead
+from benchmarks.checks import check, same_tokens
+from benchmarks.contenders import (
+    BRIDGE,
+    CONTENDERS,
+    HF,
+    NNSIGHT,
+    VLM_LENS,
+    Contender,
+    build_contenders,
+    nnsight_if_installed,
+)
+from benchmarks.measure import HEAPS, WARM_UPS, hook_cost, measure, summarise, summary
 from benchmarks.models import SIZES, Subject, available, build, llava_config
-from benchmarks.overhead import BRIDGE, CONTENDERS, HF, NNSIGHT, TASKS, VLM_LENS, Contender
+from benchmarks.report import Results, readme_table, report
+from benchmarks.surroundings import surroundings
+from benchmarks.tasks import TASKS
 
 N_NEW = 3
 pytestmark = pytest.mark.filterwarnings("ignore:run_with_cache. skipped")
@@ -22,11 +40,11 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="module")
 def contenders(subject: Subject) -> dict[str, Contender]:
-    return overhead.build_contenders(subject, n_new=N_NEW)
+    return build_contenders(subject, n_new=N_NEW)
 
 
-@pytest.fixture(scope="module")
-def results(subject: Subject, contenders: dict[str, Contender]) -> dict[str, Any]:
+@pytest.fixture
+def results(subject: Subject, contenders: dict[str, Contender]) -> Results:
     """Results as `main` writes them, of times that are made up: contender i takes i seconds."""
     times = {
         task: {
@@ -38,14 +56,25 @@ def results(subject: Subject, contenders: dict[str, Contender]) -> dict[str, Any
     }
     model = {
         "parameters": subject.n_parameters,
+        "dtype": "float32",
         "positions": 48,
-        "tasks": overhead.summarise(times, contenders),
+        "image_tokens": 16,
+        "tasks": summarise(times, contenders),
         "logits_differ_by": {HF: {"forward": 0.0}, VLM_LENS: {"forward": 0.0}, BRIDGE: {}}
         | {NNSIGHT: {"forward": 2e-6}},
-        "microseconds_per_hook_point": overhead.hook_cost(times, subject),
+        "microseconds_per_hook_point": hook_cost(times, contenders[VLM_LENS].n_kept),
     }
-    around = {"rounds": 3, "clock": "cpu", "threads": 1, "cpu": "a processor"}
-    return {**around, "date": "2026-01-01", "versions": {"torch": "2"}, "models": {"small": model}}
+    around: dict[str, Any] = {"rounds": 3, "clock": "cpu", "threads": 1, "cpu": "a processor"}
+    around |= {"date": "2026-01-01", "versions": {"torch": "2"}, "models": {"small": model}}
+    return {"kept": around}
+
+
+@pytest.fixture
+def both_heaps(results: Results) -> Results:
+    """The same, and a second run in which HookedVLM takes nine times as long for everything."""
+    returned = copy.deepcopy(results["kept"])
+    returned["models"]["small"]["tasks"]["everything"][VLM_LENS]["ratio"] = 9.0
+    return {**results, "returned": returned}
 
 
 def test_models_have_the_sizes_that_they_are_named_for(subject: Subject):
@@ -67,14 +96,21 @@ def test_every_contender_does_every_task_or_says_why_not(contenders: dict[str, C
         assert not contender.runs.keys() & contender.cannot.keys()
 
 
+def test_hooked_vlm_keeps_as_many_points_as_are_counted(contenders: dict[str, Contender]):
+    contender = contenders[VLM_LENS]
+    assert contender.n_kept.keys() == {"lm_neurons", "all_neurons", "everything"}
+    for task, count in contender.n_kept.items():
+        assert len(contender.runs[task]()[1]) == count
+
+
 def test_reading_changes_no_bit_and_peers_compute_the_same(contenders: dict[str, Contender]):
-    difference = overhead.check(contenders)
+    difference = check(contenders)
     assert set(difference[VLM_LENS].values()) == {0.0}
     assert max(difference[BRIDGE].values()) < 1e-4
 
 
 def test_all_contenders_ablate_the_same_neurons(contenders: dict[str, Contender]):
-    agree = overhead.same_tokens(contenders)
+    agree = same_tokens(contenders)
     assert VLM_LENS in agree
     assert all(agree.values())
 
@@ -88,40 +124,101 @@ def test_generation_makes_exactly_as_many_tokens_as_asked(
             assert contender.runs["generate"]()[0].shape == (1, n_prompt + N_NEW)
 
 
+def test_nnsight_is_left_out_where_it_is_not_installed(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(contenders_module, "installed", lambda _: False)
+    contender = nnsight_if_installed(subject, N_NEW)
+    assert not contender.runs
+    assert contender.cannot.keys() == TASKS.keys()
+
+
 def test_measure_runs_everything_in_every_round():
-    calls: list[str] = []
-    contender = Contender({"forward": lambda: calls.append("forward")})
-    times = overhead.measure({HF: contender}, rounds=4, clock="wall")
-    assert len(calls) == 4 + overhead.WARM_UPS
+    class Counting(Contender):
+        calls = 0
+
+        def forward(self) -> tuple[()]:
+            self.calls += 1
+            return ()
+
+    contender = Counting()
+    times = measure({HF: contender}, rounds=4, clock="wall")
+    assert contender.calls == 4 + WARM_UPS
     assert len(times["forward"][HF]) == 4
 
 
 def test_ratios_are_to_hugging_face_in_the_same_round():
-    times = {"forward": {HF: [1.0, 2.0, 4.0], VLM_LENS: [2.0, 4.0, 8.0]}}
-    cell = overhead._summary(times, "forward", VLM_LENS)
+    cell = summary([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
     assert cell == {"ms": 4000.0, "ratio": 2.0, "quartiles": [2.0, 2.0]}
 
 
-def test_report_says_whether_a_target_is_met(results: dict[str, Any]):
-    text = overhead.report(results)
+def test_hook_cost_is_what_one_point_adds_to_a_plain_forward():
+    times = {"forward": {HF: [1.0, 2.0]}, "everything": {VLM_LENS: [3.0, 4.0]}}
+    assert hook_cost(times, {"everything": 4}) == {"everything": 500_000.0}
+
+
+def test_surroundings_name_every_version():
+    assert {"Python", "torch", "transformers", "transformer-lens"} <= set(
+        surroundings()["versions"]
+    )
+
+
+def test_report_says_whether_a_target_is_met(both_heaps: Results):
+    text = report(both_heaps)
     assert "at most 1.02x: NO" in text
     assert "bit-identical to Hugging Face, idle and read: yes" in text
-    assert [overhead.met("forward", ratio) for ratio in (1.02, 1.03)] == ["yes", "NO"]
+    assert text.count("\nHeap ") == 2
+    assert [TASKS["forward"].verdict(ratio) for ratio in (1.02, 1.03)] == ["yes", "NO"]
 
 
-def test_readme_table_has_a_row_for_each_task(results: dict[str, Any]):
-    table = overhead.readme_table(results)
+def test_readme_table_has_a_row_for_each_task(results: Results):
+    table = readme_table(results)
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(TASKS) + 1
     assert len({row.count("|") for row in rows}) == 1
     assert "| 1000.0 ms | 2.00x |" in rows[2]
-    assert "a processor, 2026-01-01; torch 2." in table
 
 
-def test_nnsight_is_left_out_where_it_is_not_installed(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+def test_caption_says_how_it_was_measured(results: Results):
+    caption = readme_table(results).splitlines()[-1]
+    for said in (
+        "`small`: a LLaVA of 0.4M parameters, float32, 16 of its 48 positions an image.",
+        "Medians of 3 interleaved rounds, CPU time of the process, 1 thread, a processor",
+        "Heap `kept`: freed memory stays with the process",
+        "TransformerBridge keeps its own set of points",
+        "torch 2.",
+    ):
+        assert said in caption
+    assert "untouched" not in caption
+
+
+def test_table_is_of_the_kept_heap_and_the_caption_names_the_other(both_heaps: Results):
+    table, _, caption = readme_table(both_heaps).rpartition("\n")
+    assert "9.00x" not in table
+    assert "under untouched glibc, HookedVLM's ratio for everything is 9.00x (`small`)" in caption
+
+
+@pytest.mark.parametrize("heap", [*HEAPS, "both"])
+def test_json_keeps_every_heap_setting_that_was_run(
+    heap: str, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(overhead, "installed", lambda _: False)
-    contender = overhead.nnsight(subject, n_new=N_NEW)
-    assert not contender.runs
-    assert contender.cannot.keys() == TASKS.keys()
+    monkeypatch.setattr(
+        overhead, "in_own_processes", lambda heaps, _: dict.fromkeys(heaps, results["kept"])
+    )
+    monkeypatch.setattr(overhead.platform, "libc_ver", lambda: ("glibc", "2"))
+    overhead.main(["--heap", heap, "--out", str(tmp_path / "out.json"), "--markdown"])
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written) == (list(HEAPS) if heap == "both" else [heap])
+
+
+@pytest.mark.parametrize("arguments", [["--threads", "2"], ["--rounds", "1"]])
+def test_what_cannot_be_measured_is_refused(arguments: list[str]):
+    with pytest.raises(SystemExit):
+        overhead.parse(arguments)
+
+
+def test_keeping_the_heap_is_refused_without_glibc(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(overhead.platform, "libc_ver", lambda: ("", ""))
+    assert overhead.parse(["--heap", "returned"]).heap == "returned"
+    with pytest.raises(SystemExit):
+        overhead.parse([])
