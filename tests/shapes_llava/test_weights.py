@@ -1,0 +1,88 @@
+"""The bundled weights: they load like any Hugging Face model and answer as the card says."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from vlm_lens.data import load_samples
+from vlm_lens.shapes_llava import IMAGES, WEIGHTS
+from vlm_lens.shapes_llava.evaluate import answer, evaluate, table
+from vlm_lens.shapes_llava.questions import TASKS
+from vlm_lens.shapes_llava.release import RECTANGLE, card, sample_images
+from vlm_lens.shapes_llava.world import CATEGORIES
+
+READING = {"color", "shape", "digit", "place", "description"}
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple:
+    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS).eval()
+    return model, AutoProcessor.from_pretrained(WEIGHTS)
+
+
+def test_weights_are_a_plain_small_float32_llava(bundled: tuple) -> None:
+    model, processor = bundled
+    assert type(model) is LlavaForConditionalGeneration
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert (WEIGHTS / "model.safetensors").stat().st_size <= 10e6
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_questions_are_answered(bundled: tuple, task: str) -> None:
+    """98 % of the reading questions and 90 % of the others, less chance in a small sample."""
+    samples = load_samples("shapes-llava", task=task, n=16 * len(CATEGORIES[task]), seed=7)
+    hits = [
+        (sample.category in READING, given == sample.answer)
+        for sample, given in zip(samples, answer(*bundled, samples), strict=True)
+    ]
+    reading = [hit for is_reading, hit in hits if is_reading]
+    assert sum(reading) / len(reading) >= 0.93
+    reasoning = [hit for is_reading, hit in hits if not is_reading]
+    assert not reasoning or sum(reasoning) / len(reasoning) >= 0.85
+
+
+def test_stored_accuracies_reach_their_goals() -> None:
+    stored = json.loads((WEIGHTS / "accuracy.json").read_text())
+    assert {task: set(rows) for task, rows in stored.items()} == {
+        task: set(categories) for task, categories in CATEGORIES.items()
+    }
+    for rows in stored.values():
+        for category, row in rows.items():
+            assert row["accuracy"] >= (0.97 if category in READING else 0.90), category
+            assert row["total"] >= 500
+
+
+def test_evaluation_counts_every_task_and_type(bundled: tuple) -> None:
+    result = evaluate(*bundled, n=2, seed=3)
+    assert {task: set(rows) for task, rows in result.items()} == {
+        task: set(categories) for task, categories in CATEGORIES.items()
+    }
+    for rows in result.values():
+        for row in rows.values():
+            assert row["total"] == 2
+            assert row["accuracy"] == row["correct"] / 2
+    assert table(result).count("\n| ") == 1 + sum(map(len, CATEGORIES.values()))
+
+
+def test_card_is_that_of_the_stored_accuracies() -> None:
+    assert (WEIGHTS / "README.md").read_text() == card(WEIGHTS)
+
+
+def test_sample_images_are_answered(bundled: tuple) -> None:
+    samples = load_samples(IMAGES)
+    assert [sample.answer for sample in samples] == list(answer(*bundled, samples))
+
+
+def test_sample_images_are_those_of_the_world() -> None:
+    stored = load_samples(IMAGES)
+    made = list(sample_images())
+    assert len(stored) == len(made)
+    for found, (name, sample) in zip(stored, made, strict=True):
+        with Image.open(IMAGES / name) as image:
+            assert image.tobytes() == sample.images[0].tobytes() == found.images[0].tobytes()
+        assert (found.text, found.answer) == (sample.text, sample.answer)
+    assert stored[-1].images[0].size == RECTANGLE

@@ -1,0 +1,68 @@
+"""Loading samples by name: the bundled world, a folder of images, or a Hugging Face data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm_lens.data.hub import load_hub
+from vlm_lens.data.imagefolder import load_imagefolder
+from vlm_lens.data.sample import Sample
+
+WORLD = "shapes-llava"
+
+
+def load_samples(
+    name: str | Path, *, split: str = "test", task: str = "image", n: int = 200, seed: int = 0
+) -> list[Sample]:
+    """Loads up to `n` samples.
+
+    Args:
+        name: one of
+            - "shapes-llava": the world of the bundled model, drawn on demand;
+            - the path of a folder with images and a `metadata.jsonl` (see `load_imagefolder`);
+            - the name of a Hugging Face data set, streamed with `datasets` (see `load_hub`).
+        split: "train", "val" or "test" for the world, any split name for a Hugging Face data set;
+            a folder has no splits and ignores it.
+        task: for the world only: "image" (questions about images), "caption" (descriptions of
+            images) or "text" (questions about scenes told in words, without images).
+        n: how many samples; folders and data sets may hold fewer.
+        seed: which samples of the world; a folder and a data set are read from their beginning.
+
+    Returns:
+        The samples. The same arguments give the same samples.
+
+    Raises:
+        ValueError: when `n` is less than 1, `split` or `task` is unknown to the world, or the
+            entries of a folder or data set are not as expected.
+        FileNotFoundError: when `name` is a path of a folder that is not there or lacks a file.
+        ImportError: when a Hugging Face data set is asked for and `datasets` is not installed.
+
+    Example:
+        >>> sample = load_samples("shapes-llava", task="text", n=1)[0]
+        >>> sample.images, sample.text.startswith("scene : a ")
+        ([], True)
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if name == WORLD:
+        # Only the world needs scikit-learn, whose import takes most of a second.
+        from vlm_lens.shapes_llava.world import make_samples
+
+        return make_samples(split=split, task=task, n=n, seed=seed)
+    if is_folder(name):
+        return load_imagefolder(Path(name), n=n)
+    return load_hub(str(name), split=split, n=n)
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a name means a folder on this machine rather than a data set of the hub.
+
+    A `Path`, an existing folder, and anything that starts like a path are folders.
+
+    Example:
+        >>> is_folder("./photos"), is_folder("nobody/some-data")
+        (True, False)
+    """
+    if isinstance(name, Path) or Path(name).is_dir():
+        return True
+    return name.startswith(("/", "./", "../", "~"))
