@@ -28,7 +28,7 @@ def test_rows_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("owner/data", {"split": "validation", "streaming": True})]
     assert [sample.text for sample in samples] == ["0 ?", "1 ?", "2 ?"]
     assert [sample.answer for sample in samples] == ["0", "1", "2"]
-    assert samples[0].images[0].mode == "RGB"
+    assert samples[0].images == [ROWS[0]["image"]]
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

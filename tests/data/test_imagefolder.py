@@ -24,8 +24,16 @@ def test_folder_is_read_in_order(tmp_path: Path) -> None:
     assert (one.text, one.answer, one.category) == ("what ?", "x", "c")
     assert one.annotations == {"level": 3}
     assert (two.text, two.answer, two.category, two.annotations) == ("why ?", None, None, {})
-    assert [sample.images[0].mode for sample in (one, two)] == ["RGB", "RGB"]
+    assert [sample.images[0].mode for sample in (one, two)] == ["RGBA", "L"]
     assert one.images[0].size == (30, 20)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"file_name": "a.png", "text": "what ?"})
+    whole = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"line 1: .*a.png is no image or is damaged"):
+        load_samples(folder)
 
 
 def test_a_string_is_a_path_too_and_n_limits(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _to_images(value: Any, where: str) -> list[Image]:
     for image in images:
         if not isinstance(image, Image):
             raise ValueError(f"{where}: expected images, got {type(image).__name__}")
-    return [image.convert("RGB") for image in images]
+    return images
 
 
 def _optional(value: Any) -> str | None:

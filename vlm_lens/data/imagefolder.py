@@ -25,11 +25,12 @@ def load_imagefolder(folder: Path, *, n: int) -> list[Sample]:
         n: how many samples at most.
 
     Returns:
-        The samples, in the order of the lines, each with one RGB image.
+        The samples, in the order of the lines, each with its image as it is in the file.
 
     Raises:
         FileNotFoundError: when the folder, its `metadata.jsonl` or an image is not there.
-        ValueError: when a line is not as described, or there is none. The message names the line.
+        ValueError: when a line is not as described, an image is damaged, or there is no line. The
+            message names the line.
 
     Example:
         >>> from vlm_lens.shapes_llava import IMAGES
@@ -78,5 +79,9 @@ def _take(entry: dict[str, Any], key: str, where: str) -> str:
 def _open(path: Path, where: str) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: there is no image {path}")
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    try:
+        with Image.open(path) as image:
+            image.load()  # damage shows now and not in the middle of an experiment
+            return image
+    except OSError as error:
+        raise ValueError(f"{where}: {path} is no image or is damaged: {error}") from error
