@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vlm_lens.shapes_llava.build import IMAGE_TOKENS, Size, build_model
 from vlm_lens.shapes_llava.draw import locate_objects
-from vlm_lens.shapes_llava.patches import PatchNamer, label_patches, whiten_patches
+from vlm_lens.shapes_llava.patches import LABELS, PatchNamer, label_patches, whiten_patches
 from vlm_lens.shapes_llava.scenes import sample_scene
 from vlm_lens.shapes_llava.train import (
     Learner,
@@ -24,12 +24,12 @@ from vlm_lens.shapes_llava.train import (
     train_step,
     work,
 )
-from vlm_lens.shapes_llava.words import COLORS, NAMES
+from vlm_lens.shapes_llava.words import PLACES
 
 TINY = Size(vision_width=32, vision_layers=1, text_width=32, text_layers=1, text_mlp=48, heads=2)
 PHASE = Phase(steps=3, image_scenes=4, text_scenes=4, decay=2, grow=1)
-RECIPE = Recipe(processes=1, apart=PHASE, together=PHASE, warmup=2, size=TINY)
-LONGER = replace(PHASE, steps=40, image_scenes=8, text_scenes=8, grow=100)
+NAMING = replace(PHASE, naming=tuple(LABELS), asking=False)
+RECIPE = Recipe(processes=1, phases=(NAMING, PHASE), warmup=2, size=TINY)
 
 
 def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -62,15 +62,14 @@ def test_every_weight_is_trained() -> None:
     assert same <= {"model.vision_tower.embeddings.position_ids"}
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_the_losses_fall(apart: bool) -> None:
+@pytest.mark.parametrize("start", [NAMING, PHASE])
+def test_the_losses_fall(start: Phase) -> None:
     torch.manual_seed(0)
     model, rng = build_model(TINY), Random(0)
+    phase = replace(start, steps=40, image_scenes=8, text_scenes=8, grow=100)
     whiten_patches(model.model.vision_tower, Random(0))
-    learner = Learner(model, PatchNamer(32) if apart else None, RECIPE)
-    losses = [
-        train_step(learner, rng, step=step, phase=LONGER, recipe=RECIPE) for step in range(40)
-    ]
+    learner = Learner(model, PatchNamer(32, start.naming) if start.naming else None, RECIPE)
+    losses = [train_step(learner, rng, step=step, phase=phase, recipe=RECIPE) for step in range(40)]
     for first, last in zip(losses[0], losses[-1], strict=True):
         assert last < 0.75 * first
 
@@ -86,7 +85,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_optimizers_share_out_all_weights() -> None:
-    model, namer = build_model(TINY), PatchNamer(32)
+    model, namer = build_model(TINY), PatchNamer(32, ("color", "name"))
     learner = Learner(model, namer, RECIPE)
     given = [w for o in learner.optimizers for group in o.param_groups for w in group["params"]]
     expected = {*model.parameters(), *namer.parameters()}
@@ -94,16 +93,19 @@ def test_optimizers_share_out_all_weights() -> None:
     assert len(given) == len(expected)
 
 
-def test_patch_labels_name_what_the_masks_show() -> None:
+@pytest.mark.parametrize("key", list(LABELS))
+def test_patch_labels_name_what_the_masks_show(key: str) -> None:
     scenes = [sample_scene(Random(seed)) for seed in range(6)]
-    colors, names = label_patches(scenes)
-    assert colors.shape == names.shape == (6, IMAGE_TOKENS)
-    assert ((colors == len(COLORS)) == (names == len(NAMES))).all()
+    labels = label_patches(scenes, key)
+    assert labels.shape == (6, IMAGE_TOKENS)
     for row, scene in enumerate(scenes):
+        shown = torch.zeros(IMAGE_TOKENS, dtype=torch.bool)
         for thing, drawing in zip(scene.objects, locate_objects(scene), strict=True):
             fullest = int(drawing.patch_fraction.argmax())
-            assert COLORS[colors[row, fullest]] == thing.color
-            assert NAMES[names[row, fullest]] == thing.name
+            word = PLACES[thing.place] if key == "place" else getattr(thing, key)
+            assert LABELS[key][labels[row, fullest]] == word
+            shown |= torch.from_numpy(drawing.patch_fraction.ravel() > 0.1)
+        assert torch.equal(labels[row] < len(LABELS[key]), shown)
 
 
 def test_whitened_patches_are_spread_evenly() -> None:

@@ -46,18 +46,16 @@ def card(weights: Path) -> str:
         text_layers=recipe.size.text_layers,
         processes=recipe.processes,
         peak_lr=recipe.peak_lr,
-        **phase_facts("apart", recipe.apart, recipe.processes),
-        **phase_facts("together", recipe.together, recipe.processes),
+        phases="\n".join(map(phase_row, recipe.phases)),
     )
 
 
-def phase_facts(name: str, phase: Phase, processes: int) -> dict[str, str]:
-    """Steps of a phase, and its images and told scenes per step of all processes together."""
-    return {
-        f"{name}_steps": f"{phase.steps:,}",
-        f"{name}_images": str(phase.image_scenes * processes),
-        f"{name}_texts": str(phase.text_scenes * processes),
-    }
+def phase_row(phase: Phase) -> str:
+    """One phase as a row of the card's table; scenes are those of one process and step."""
+    asking = "images and told scenes" if phase.asking else "told scenes"
+    named = ", ".join(phase.naming) or "nothing"
+    scenes = f"{phase.image_scenes} | {phase.text_scenes}"
+    return f"| {phase.steps:,} | {named} | {asking} | {scenes} | {phase.decay} |"
 
 
 def sample_images() -> Iterator[tuple[str, Sample]]:

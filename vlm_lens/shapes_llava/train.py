@@ -3,9 +3,11 @@
 Read from top to bottom: the recipe, what is learnt in each phase, one step, the loop, and what is
 saved. As in LLaVA, the two halves first learn apart and then together:
 
-- apart: the vision tower learns to name what each patch shows, with a linear head that is thrown
-  away afterwards, while the text model learns to answer questions about scenes told in words;
-- together: the whole model learns to answer questions about images, and still about told scenes.
+- first, the vision tower learns to name the colour and the object that each patch shows, with a
+  linear head that is thrown away afterwards, while the text model learns to answer questions about
+  scenes told in words;
+- then the whole model learns to answer questions about images, and still about told scenes;
+- last, the tower also names the place of what each patch shows, besides all the questions.
 
 Every step draws new scenes; none is kept. A few processes with one thread each compute the
 gradients of their own scenes and average them: on a shared machine that is far faster than one
@@ -87,7 +89,7 @@ PHASES = (
         decay=200,
     ),
     Phase(steps=1500, image_scenes=10, text_scenes=4),
-    Phase(steps=3600, naming=tuple(LABELS), image_scenes=8, text_scenes=8, decay=3600, grow=1),
+    Phase(steps=2500, naming=tuple(LABELS), image_scenes=8, text_scenes=8, decay=500, grow=1),
 )
 
 

@@ -1,0 +1,25 @@
+"""The README's examples run, and its table of accuracies is the stored one."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+from vlm_lens.shapes_llava import WEIGHTS
+from vlm_lens.shapes_llava.evaluate import table
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_examples_print_what_the_readme_says():
+    without_fences = re.sub(r"^```.*$", "", README.read_text(), flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(without_fences, {}, "README", str(README), 0)
+    result = doctest.DocTestRunner().run(examples)
+    assert result.attempted > 10
+    assert result.failed == 0
+
+
+def test_the_accuracies_are_those_of_the_bundled_weights():
+    assert table(json.loads((WEIGHTS / "accuracy.json").read_text())) in README.read_text()
