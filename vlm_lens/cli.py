@@ -87,7 +87,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         help="model folder or Hugging Face id (default: %(default)s, bundled)",
     )
     add("--device", metavar="NAME", help="where the model runs, e.g. cuda (default: the CPU)")
-    add("--top", type=int, default=10, metavar="N", help="neurons to remove (default: %(default)s)")
+    add("--top", type=int, default=20, metavar="N", help="neurons to remove (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the random control neurons (default: %(default)s)")
     add(
         "--out",

@@ -93,7 +93,7 @@ def study_answer(
     model: HookedVLM,
     inputs: Inputs,
     *,
-    top: int = 10,
+    top: int = 20,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> AnswerStudy:
