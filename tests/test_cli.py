@@ -89,7 +89,7 @@ def test_the_default_run_uses_the_bundled_model(
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert html.count("<article") == 10 + 6
+    assert html.count("<article") == 20 + 6
     assert "<code>vlm-lens demo</code>" in html
     assert capsys.readouterr().out == "report.html\n"
 

@@ -7,10 +7,12 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks.report import readme_table
 from vlm_lens.shapes_llava import WEIGHTS
 from vlm_lens.shapes_llava.evaluate import table
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_the_examples_print_what_the_readme_says():
@@ -23,3 +25,8 @@ def test_the_examples_print_what_the_readme_says():
 
 def test_the_accuracies_are_those_of_the_bundled_weights():
     assert table(json.loads((WEIGHTS / "accuracy.json").read_text())) in README.read_text()
+
+
+def test_the_overheads_are_those_last_measured():
+    measured = json.loads((ROOT / "benchmarks" / "overhead.json").read_text())
+    assert readme_table(measured).strip() in README.read_text()
