@@ -180,6 +180,13 @@ def test_written_rotated_queries_change_the_pattern(llava: Tiny):
     assert torch.allclose(cache["pattern", 1][0, 0, 3, :4], torch.full((4,), 0.25))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_answer_of_another_shape_at_resid_mid_is_refused(llava: Tiny, gradients: bool):
+    hook = ("blocks.1.hook_resid_mid", lambda t, hook: t[:, :3])
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match="size"):
+        llava.model.run_with_hooks(llava.inputs("text"), fwd_hooks=[hook])
+
+
 def test_a_write_to_resid_mid_reaches_the_residual_branch(llava: Tiny):
     """Adding d to the stream between attention and MLP must add d to what leaves the block."""
     shift = torch.randn(llava.model.cfg.d_model)

@@ -158,7 +158,7 @@ def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wir
                 return
             answer = tap(shared)
             if answer is not shared:  # other memory, so that what a cache kept is not overwritten
-                shared.data = answer.to(shared.dtype)
+                shared.data = answer.to(shared).expand_as(shared)  # fits or fails, like copy_
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 

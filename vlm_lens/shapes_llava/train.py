@@ -214,7 +214,7 @@ class Learner:
 
     Attributes:
         model: the model.
-        namer: the head that names patches, in the first phase, else None.
+        namer: the head that names patches, in a phase that has any to name, else None.
         weights: everything that is trained.
         optimizers: for all of the weights.
     """
