@@ -11,7 +11,7 @@ from transformers import LlavaProcessor
 from vlm_lens.shapes_llava.build import IMAGE_TOKENS, build_model, build_processor, normalize
 from vlm_lens.shapes_llava.draw import draw_images
 from vlm_lens.shapes_llava.scenes import sample_scene
-from vlm_lens.shapes_llava.train import encode, image_item, text_item
+from vlm_lens.shapes_llava.train import VOCAB, image_lesson, told_lesson
 from vlm_lens.shapes_llava.words import vocabulary
 
 
@@ -41,7 +41,7 @@ def test_larger_images_are_shrunk_and_cropped(processor: LlavaProcessor) -> None
 
 def test_image_prompt_is_that_of_the_training(processor: LlavaProcessor) -> None:
     scene = sample_scene(Random(0))
-    prefix, [(question, _), *_] = image_item(Random(0), scene)
+    prefix, [(question, _), *_] = image_lesson(Random(0), scene).item
     image = Image.fromarray(draw_images([scene])[0])
     content = ({"type": "image", "image": image}, {"type": "text", "text": "describe the image ."})
     inputs = processor.apply_chat_template(
@@ -52,12 +52,12 @@ def test_image_prompt_is_that_of_the_training(processor: LlavaProcessor) -> None
         return_tensors="pt",
     )
     assert inputs["input_ids"][0].tolist() == [*prefix, *question]
-    assert (inputs["input_ids"] == encode("<image>")[0]).sum() == IMAGE_TOKENS
+    assert (inputs["input_ids"] == VOCAB["<image>"]).sum() == IMAGE_TOKENS
 
 
 def test_text_prompt_is_that_of_the_training(processor: LlavaProcessor) -> None:
     scene = sample_scene(Random(3))
-    prefix, [(question, _), *_] = text_item(Random(0), scene)
+    prefix, [(question, _), *_] = told_lesson(Random(0), scene).item
     words = {index: word for word, index in vocabulary().items()}
     text = " ".join(words[token] for token in (*prefix[1:], *question))
     assert text.endswith("question : describe the scene . answer :")
@@ -97,5 +97,5 @@ def test_model_is_small_and_of_plain_classes() -> None:
     assert model.config.vision_config.model_type == "clip_vision_model"
     assert model.config.text_config.model_type == "llama"
     assert model.config.vision_feature_layer == -1
-    assert model.config.image_token_id == encode("<image>")[0]
+    assert model.config.image_token_id == VOCAB["<image>"]
     assert np.isclose(model.lm_head.weight.std().item(), 128**-0.5, rtol=0.1)

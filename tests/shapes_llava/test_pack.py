@@ -11,7 +11,7 @@ from vlm_lens.shapes_llava.build import Size, build_model, normalize
 from vlm_lens.shapes_llava.draw import draw_images
 from vlm_lens.shapes_llava.pack import pack, packed_loss
 from vlm_lens.shapes_llava.scenes import sample_scene
-from vlm_lens.shapes_llava.train import image_item, text_item
+from vlm_lens.shapes_llava.train import image_lesson, told_lesson
 
 TINY = Size(vision_width=32, vision_layers=2, text_width=32, text_layers=2, text_mlp=48, heads=2)
 
@@ -29,8 +29,8 @@ def test_packed_questions_equal_separate_ones(
 ) -> None:
     rng = Random(0)
     scenes = [sample_scene(rng, n_objects=n) for n in (1, 4, 2)]
-    make = image_item if modality == "image" else text_item
-    items = [make(rng, scene) for scene in scenes]
+    make = image_lesson if modality == "image" else told_lesson
+    items = [make(rng, scene).item for scene in scenes]
     pixels = normalize(draw_images(scenes)) if modality == "image" else None
     packed = pack(items)
     together = model(

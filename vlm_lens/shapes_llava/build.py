@@ -33,6 +33,10 @@ ANSWER = "answer :"
 POSITION_STD = 0.3
 """Initial spread of the patches' positions: about that of the embedded pixels, so that the model
 sees from the first step where a patch lies."""
+EMBEDDING_STD = 1.0
+ADDED_SHARE = 0.1
+"""Initial spread of the word embeddings, and the share of the usual of what the text layers add to
+them: at first the residual stream holds the words as they are, which lookups can build on."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -142,9 +146,19 @@ def build_model(size: Size | None = None) -> LlavaForConditionalGeneration:
         **ids,
     )
     model = LlavaForConditionalGeneration(config)
-    positions = model.model.vision_tower.embeddings.position_embedding.weight
-    torch.nn.init.normal_(positions, std=POSITION_STD)
+    _scale_weights(model)
     return model
+
+
+@torch.no_grad()
+def _scale_weights(model: LlavaForConditionalGeneration) -> None:
+    """Sets the initial scales that make a model as small as this one learn fast."""
+    text, tower = model.model.language_model, model.model.vision_tower
+    torch.nn.init.normal_(tower.embeddings.position_embedding.weight, std=POSITION_STD)
+    torch.nn.init.normal_(text.embed_tokens.weight, std=EMBEDDING_STD)
+    for layer in text.layers:
+        layer.self_attn.o_proj.weight.mul_(ADDED_SHARE)
+        layer.mlp.down_proj.weight.mul_(ADDED_SHARE)
 
 
 def normalize(images: UInt8[np.ndarray, "batch 64 64 3"]) -> Float[Tensor, "batch 3 64 64"]:

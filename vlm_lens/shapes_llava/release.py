@@ -18,13 +18,15 @@ from transformers import AutoModelForImageTextToText
 from vlm_lens.data.sample import Sample
 from vlm_lens.shapes_llava import IMAGES, WEIGHTS
 from vlm_lens.shapes_llava.evaluate import table
-from vlm_lens.shapes_llava.train import Phase, Recipe
+from vlm_lens.shapes_llava.train import NAMING_LAYER, Phase, Recipe
 from vlm_lens.shapes_llava.world import make_samples
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "card.md"
 ACCURACY = "accuracy.json"
+TRAINING_MINUTES = 49
+"""How long the run took that gave the bundled weights."""
 N_IMAGES = 5
 RECTANGLE = (320, 240)
 """One sample is also stored in this size, as images from elsewhere have it."""
@@ -46,6 +48,8 @@ def card(weights: Path) -> str:
         text_layers=recipe.size.text_layers,
         processes=recipe.processes,
         peak_lr=recipe.peak_lr,
+        naming_layer=NAMING_LAYER,
+        minutes=TRAINING_MINUTES,
         phases="\n".join(map(phase_row, recipe.phases)),
     )
 
@@ -53,9 +57,7 @@ def card(weights: Path) -> str:
 def phase_row(phase: Phase) -> str:
     """One phase as a row of the card's table; scenes are those of one process and step."""
     asking = "images and told scenes" if phase.asking else "told scenes"
-    named = ", ".join(phase.naming) or "nothing"
-    scenes = f"{phase.image_scenes} | {phase.text_scenes}"
-    return f"| {phase.steps:,} | {named} | {asking} | {scenes} | {phase.decay} |"
+    return f"| {phase.steps:,} | {asking} | {phase.images} | {phase.tales} |"
 
 
 def sample_images() -> Iterator[tuple[str, Sample]]:

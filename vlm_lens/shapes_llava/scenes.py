@@ -117,13 +117,20 @@ def split_of(description: str) -> str:
     return {0: "test", 1: "val"}.get(bucket, "train")
 
 
-def sample_scene(rng: Random, *, split: str = "train", n_objects: int | None = None) -> Scene:
+def sample_scene(
+    rng: Random,
+    *,
+    split: str = "train",
+    n_objects: int | None = None,
+    digit_share: float = DIGIT_SHARE,
+) -> Scene:
     """Draws scenes until one belongs to `split`.
 
     Args:
         rng: source of all randomness.
         split: "train", "val" or "test"; also decides which digit images may be drawn.
         n_objects: 1 to 4; None draws it uniformly.
+        digit_share: how many of the objects are digits, on average.
 
     Raises:
         ValueError: when `split` or `n_objects` is out of range.
@@ -138,17 +145,17 @@ def sample_scene(rng: Random, *, split: str = "train", n_objects: int | None = N
     if n_objects is not None and not 1 <= n_objects <= MAX_OBJECTS:
         raise ValueError(f"n_objects must be between 1 and {MAX_OBJECTS}, got {n_objects}")
     while True:
-        contents = _sample_contents(rng, n_objects or rng.randint(1, MAX_OBJECTS))
+        contents = _sample_contents(rng, n_objects or rng.randint(1, MAX_OBJECTS), digit_share)
         phrases = [f"a {color} {name} at the {PLACES[place]}" for place, color, name in contents]
         if split_of(" and ".join(phrases) + " .") == split:
             return _place_scene(rng, contents, split)
 
 
-def _sample_contents(rng: Random, n: int) -> list[tuple[int, str, str]]:
+def _sample_contents(rng: Random, n: int, digit_share: float) -> list[tuple[int, str, str]]:
     pairs: list[tuple[str, str]] = []
     while len(pairs) < n:
         color = rng.choice(COLORS)
-        name = rng.choice(DIGITS if rng.random() < DIGIT_SHARE else SHAPES)
+        name = rng.choice(DIGITS if rng.random() < digit_share else SHAPES)
         if pairs and rng.random() < REPEAT_SHARE:
             color = rng.choice(pairs)[0]
         elif pairs and rng.random() < REPEAT_SHARE:

@@ -1,13 +1,14 @@
 """Trains `shapes-llava` from nothing on a CPU: `python -m vlm_lens.shapes_llava.train --out DIR`.
 
-Read from top to bottom: the recipe, what is learnt in each phase, one step, the loop, and what is
-saved. As in LLaVA, the two halves first learn apart and then together:
+Read from top to bottom: the recipe, what a scene teaches, one step, the loop, and what is saved. As
+in LLaVA, the two halves first learn apart and then together:
 
-- first, the vision tower learns to name the colour and the object that each patch shows, with a
-  linear head that is thrown away afterwards, while the text model learns to answer questions about
-  scenes told in words;
-- then the whole model learns to answer questions about images, and still about told scenes;
-- last, the tower also names the place of what each patch shows, besides all the questions.
+- first, the vision tower and the projector learn what each image token shows, while the text model
+  learns to answer questions about scenes told in words;
+- then the whole model learns to answer questions about images, and still about told scenes.
+
+In both phases the positions that are about one object also name it (see `naming.py`): without that,
+finding an object by what it is stays at chance for thousands of steps.
 
 Every step draws new scenes; none is kept. A few processes with one thread each compute the
 gradients of their own scenes and average them: on a shared machine that is far faster than one
@@ -39,8 +40,15 @@ from vlm_lens.shapes_llava.build import (
     normalize,
 )
 from vlm_lens.shapes_llava.draw import draw_images
-from vlm_lens.shapes_llava.pack import Packed, PackedItem, pack, packed_loss
-from vlm_lens.shapes_llava.patches import LABELS, PatchNamer, whiten_patches
+from vlm_lens.shapes_llava.naming import (
+    Namer,
+    find_asked,
+    find_told,
+    label_object,
+    label_patches,
+)
+from vlm_lens.shapes_llava.pack import PackedItem, pack, packed_loss
+from vlm_lens.shapes_llava.patches import whiten_patches
 from vlm_lens.shapes_llava.questions import Question, ask, describe, tell
 from vlm_lens.shapes_llava.scenes import MAX_OBJECTS, Scene, sample_scene
 from vlm_lens.shapes_llava.words import vocabulary
@@ -50,10 +58,15 @@ log = logging.getLogger(__name__)
 VOCAB = vocabulary()
 LOG_EVERY = 50
 CATEGORIES = (
-    *("color", "shape", "digit", "place"),
-    *("count", "count", "existence", "existence", "relation", "relation"),
+    *("color", "shape", "digit", "place", "place", "count", "count", "existence", "existence"),
+    *["relation"] * 4,
 )
 """What is asked about every training scene, besides its description, where the scene allows it."""
+TRAINING_DIGIT_SHARE = 0.55
+"""More digits than in the held-out scenes: they are the hardest objects to tell apart."""
+NAMING_LAYER = 3
+"""After how many of its layers the text model is to name what its words are about: the layers that
+follow can then use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +75,21 @@ class Phase:
 
     Attributes:
         steps: number of updates.
-        naming: what the tower is to name of each patch, some of `LABELS`.
-        asking: whether questions are asked about the images; about told scenes they always are.
-        image_scenes: scenes drawn.
-        text_scenes: scenes told in words.
-        decay: over how many of the last steps the learning rate falls to zero.
-        grow: scenes start with one object and may hold one more every `grow` steps.
+        asking: whether questions are asked about the images, or image tokens only name what they
+            show, in scenes as full as can be; about told scenes questions are always asked.
+        images: scenes drawn.
+        tales: scenes told in words.
     """
 
     steps: int
-    naming: tuple[str, ...] = ()
-    asking: bool = True
-    image_scenes: int
-    text_scenes: int
-    decay: int = 1
-    grow: int = 150
+    asking: bool
+    images: int
+    tales: int
 
 
 PHASES = (
-    Phase(
-        steps=1800,
-        naming=("color", "name"),
-        asking=False,
-        image_scenes=16,
-        text_scenes=6,
-        decay=200,
-    ),
-    Phase(steps=1500, image_scenes=10, text_scenes=4),
-    Phase(steps=2500, naming=tuple(LABELS), image_scenes=8, text_scenes=8, decay=500, grow=1),
+    Phase(steps=2500, asking=False, images=16, tales=6),
+    Phase(steps=2800, asking=True, images=12, tales=3),
 )
 
 
@@ -108,26 +108,38 @@ class Recipe:
     size: Size = field(default_factory=Size)
 
 
-# Scenes as tensors
+# What a scene teaches
 
 
-def encode(text: str) -> list[int]:
-    """Token ids of a text whose words are separated by single spaces; unknown words are errors."""
-    return [VOCAB[word] for word in text.split()]
+@dataclass(frozen=True)
+class Lesson:
+    """One sequence: a prefix with the questions about it.
+
+    Attributes:
+        item: the sequence as token ids.
+        mentions: positions that are about one object, with its `label_object`.
+    """
+
+    item: PackedItem
+    mentions: list[tuple[int, tuple[int, int, int]]]
 
 
-def image_item(rng: Random, scene: Scene) -> PackedItem:
-    """The image as prefix, then its questions."""
-    prefix = [VOCAB["<bos>"], *[VOCAB["<image>"]] * IMAGE_TOKENS]
-    questions = [describe(scene), *ask_all(rng, scene)]
-    return prefix, [encode_pair(question.text, question) for question in questions]
+def encode(words: Iterable[str]) -> list[int]:
+    """Token ids of words; unknown words are errors."""
+    return [VOCAB[word] for word in words]
 
 
-def text_item(rng: Random, scene: Scene) -> PackedItem:
-    """The told scene as prefix, then its questions."""
-    prefix = [VOCAB["<bos>"], *encode(tell(rng, scene))]
+def image_lesson(rng: Random, scene: Scene) -> Lesson:
+    """The image, then its questions."""
+    prefix = ["<bos>", *["<image>"] * IMAGE_TOKENS]
+    return make_lesson(scene, prefix, [describe(scene), *ask_all(rng, scene)])
+
+
+def told_lesson(rng: Random, scene: Scene) -> Lesson:
+    """The scene told in words, then its questions."""
+    prefix = ["<bos>", *tell(rng, scene).split()]
     questions = [describe(scene, modality="text"), *ask_all(rng, scene)]
-    return prefix, [encode_pair(f"question : {q.text}", q) for q in questions]
+    return make_lesson(scene, prefix, questions, opening="question : ")
 
 
 def ask_all(rng: Random, scene: Scene) -> list[Question]:
@@ -136,58 +148,98 @@ def ask_all(rng: Random, scene: Scene) -> list[Question]:
     return [question for question in asked if question is not None]
 
 
-def encode_pair(text: str, question: Question) -> tuple[list[int], list[int]]:
-    """The prompt and the answer that follows it, which ends the sequence."""
-    return encode(f"{text} {ANSWER}"), encode(f"{question.answer} <eos>")
+def make_lesson(
+    scene: Scene, prefix: Sequence[str], questions: Iterable[Question], *, opening: str = ""
+) -> Lesson:
+    """Token ids and mentions of a prefix with its questions and answers."""
+    pairs, mentions, start = [], find_told(prefix, scene), len(prefix)
+    for question in questions:
+        prompt = f"{opening}{question.text} {ANSWER}".split()
+        answer = [*question.answer.split(), "<eos>"]
+        asked = find_asked(prompt, question, scene)
+        mentions += [(start + index, thing) for index, thing in asked]
+        pairs.append((encode(prompt), encode(answer)))
+        start += len(prompt) + len(answer)
+    labels = [(position, label_object(thing)) for position, thing in mentions]
+    return Lesson((encode(prefix), pairs), labels)
 
 
-# What is learnt
+class Learner:
+    """A model with what trains it.
+
+    Attributes:
+        model: the model.
+        patch_namer: names what each image token shows.
+        word_namer: names what words are about.
+        weights: everything that is trained.
+        optimizers: for all of the weights.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, recipe: Recipe) -> None:
+        self.model = model
+        self.patch_namer = Namer(recipe.size.text_width)
+        self.word_namer = Namer(recipe.size.text_width)
+        parts = [model, self.patch_namer, self.word_namer]
+        self.weights = [weight for part in parts for weight in part.parameters()]
+        self.optimizers = make_optimizers(parts, recipe)
 
 
-def question_loss(
-    model: LlavaForConditionalGeneration,
-    packed: Packed,
-    pixels: Float[Tensor, "batch 3 64 64"] | None = None,
+def losses(learner: Learner, rng: Random, phase: Phase) -> dict[str, Float[Tensor, ""]]:
+    """The losses of new scenes: what image tokens show, what words are about, and the answers."""
+    n_objects = None if phase.asking else MAX_OBJECTS
+    drawn = [
+        sample_scene(rng, n_objects=n_objects, digit_share=TRAINING_DIGIT_SHARE)
+        for _ in range(phase.images)
+    ]
+    told = [sample_scene(rng) for _ in range(phase.tales)]
+    pixels = normalize(draw_images(drawn))
+    found = {"patches": patch_loss(learner, pixels, drawn)}
+    if phase.asking:
+        words, answers = lesson_losses(learner, [image_lesson(rng, s) for s in drawn], pixels)
+        found |= {"image words": words, "image answers": answers}
+    words, answers = lesson_losses(learner, [told_lesson(rng, scene) for scene in told])
+    return found | {"told words": words, "told answers": answers}
+
+
+def patch_loss(
+    learner: Learner, pixels: Float[Tensor, "batch 3 64 64"], drawn: Sequence[Scene]
 ) -> Float[Tensor, ""]:
-    """Loss of all questions of a packed batch, about images or about told scenes."""
-    output = model(
+    """The loss of the image features, as the text model gets them, that name what they show."""
+    patches = learner.model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    features = learner.model.model.multi_modal_projector(patches)
+    return learner.patch_namer.loss(features, label_patches(drawn))
+
+
+def lesson_losses(
+    learner: Learner,
+    lessons: Sequence[Lesson],
+    pixels: Float[Tensor, "batch 3 64 64"] | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The losses of what words are about, and of the answers."""
+    packed = pack([lesson.item for lesson in lessons])
+    output = learner.model(
         input_ids=packed.input_ids,
         pixel_values=pixels,
         attention_mask=packed.attention_mask,
         position_ids=packed.position_ids,
         use_cache=False,
+        output_hidden_states=True,
     )
-    return packed_loss(output.logits, packed)
-
-
-def losses(
-    model: LlavaForConditionalGeneration,
-    namer: PatchNamer | None,
-    rng: Random,
-    *,
-    step: int,
-    phase: Phase,
-) -> Iterable[Float[Tensor, ""]]:
-    """The losses of a phase: naming patches, questions about images, about told scenes."""
-    most = min(MAX_OBJECTS, 1 + step // phase.grow)
-    drawn = [sample_scene(rng, n_objects=rng.randint(1, most)) for _ in range(phase.image_scenes)]
-    told = [sample_scene(rng, n_objects=rng.randint(1, most)) for _ in range(phase.text_scenes)]
-    if namer is not None:
-        yield namer.loss(model.model.vision_tower, drawn)
-    if phase.asking:
-        packed = pack([image_item(rng, scene) for scene in drawn])
-        yield question_loss(model, packed, normalize(draw_images(drawn)))
-    yield question_loss(model, pack([text_item(rng, scene) for scene in told]))
+    mentions = [(row, *pair) for row, lesson in enumerate(lessons) for pair in lesson.mentions]
+    rows, positions, labels = (torch.tensor(column) for column in zip(*mentions, strict=True))
+    states = output.hidden_states[min(NAMING_LAYER, len(output.hidden_states) - 1)]
+    words = learner.word_namer.loss(states[rows, positions], labels)
+    return words, packed_loss(output.logits, packed)
 
 
 # How it is learnt
 
 
 def learning_rate(step: int, *, phase: Phase, recipe: Recipe) -> float:
-    """A linear warm-up to the peak, the peak, and a linear way down to zero after the last step."""
+    """A linear warm-up, and a linear way down from the peak to zero after the last step."""
     up = (step + 1) / recipe.warmup
-    down = (phase.steps - step) / phase.decay
-    return recipe.peak_lr * min(up, 1.0, down)
+    down = (phase.steps - step) / phase.steps
+    return recipe.peak_lr * min(up, down)
 
 
 def make_optimizers(parts: Iterable[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -209,25 +261,6 @@ def make_optimizers(parts: Iterable[nn.Module], recipe: Recipe) -> list[torch.op
     ]
 
 
-class Learner:
-    """A model with what trains it; the optimisers are new, so each phase has its own.
-
-    Attributes:
-        model: the model.
-        namer: the head that names patches, in a phase that has any to name, else None.
-        weights: everything that is trained.
-        optimizers: for all of the weights.
-    """
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, namer: PatchNamer | None, recipe: Recipe
-    ) -> None:
-        parts = [model] if namer is None else [model, namer]
-        self.model, self.namer = model, namer
-        self.weights = [weight for part in parts for weight in part.parameters()]
-        self.optimizers = make_optimizers(parts, recipe)
-
-
 def average_gradients(weights: Sequence[Tensor]) -> None:
     """Averages the gradients over all processes, in one message."""
     grads = [weight.grad for weight in weights if weight.grad is not None]
@@ -240,33 +273,31 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
 
 def train_step(
     learner: Learner, rng: Random, *, step: int, phase: Phase, recipe: Recipe
-) -> list[float]:
+) -> dict[str, float]:
     """One update; gives the losses."""
     for optimizer in learner.optimizers:
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, phase=phase, recipe=recipe)
-    values = []
-    for loss in losses(learner.model, learner.namer, rng, step=step, phase=phase):
-        loss.backward()
-        values.append(loss.item())
+    found = losses(learner, rng, phase)
+    torch.stack(list(found.values())).sum().backward()
     if recipe.processes > 1:
         average_gradients(learner.weights)
     nn.utils.clip_grad_norm_(learner.weights, recipe.clip)
     for optimizer in learner.optimizers:
         optimizer.step()
-    return values
+    return {name: loss.item() for name, loss in found.items()}
 
 
 def run_phase(learner: Learner, rng: Random, *, phase: Phase, recipe: Recipe) -> None:
     """All steps of one phase."""
     start = time.perf_counter()
     for step in range(phase.steps):
-        values = train_step(learner, rng, step=step, phase=phase, recipe=recipe)
+        found = train_step(learner, rng, step=step, phase=phase, recipe=recipe)
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - start
-            shown = " ".join(f"{value:.3f}" for value in values)
-            log.info("step %d/%d, losses %s, %.0f s", step + 1, phase.steps, shown, seconds)
+            shown = ", ".join(f"{name} {loss:.3f}" for name, loss in found.items())
+            log.info("step %d/%d, %.0f s: %s", step + 1, phase.steps, seconds, shown)
 
 
 def train(recipe: Recipe, *, rank: int = 0) -> LlavaForConditionalGeneration:
@@ -281,7 +312,7 @@ def train(recipe: Recipe, *, rank: int = 0) -> LlavaForConditionalGeneration:
 
     Example:
         >>> tiny = Size(vision_width=16, vision_layers=1, text_width=16, text_layers=1, text_mlp=16)
-        >>> short = Phase(steps=1, image_scenes=2, text_scenes=2)
+        >>> short = Phase(steps=1, asking=True, images=2, tales=2)
         >>> model = train(Recipe(processes=1, phases=(short,), size=tiny))
         >>> model.training
         False
@@ -290,9 +321,9 @@ def train(recipe: Recipe, *, rank: int = 0) -> LlavaForConditionalGeneration:
     rng = Random(f"{recipe.seed} {rank}")
     model = build_model(recipe.size).train()
     whiten_patches(model.model.vision_tower, Random(recipe.seed))
+    learner = Learner(model, recipe)
     for phase in recipe.phases:
-        namer = PatchNamer(recipe.size.vision_width, phase.naming) if phase.naming else None
-        run_phase(Learner(model, namer, recipe), rng, phase=phase, recipe=recipe)
+        run_phase(learner, rng, phase=phase, recipe=recipe)
     return model.eval()
 
 
