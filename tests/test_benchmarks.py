@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import contenders as contenders_module
-from benchmarks import overhead
+from benchmarks import families, overhead
 from benchmarks.checks import check, same_tokens
 from benchmarks.contenders import (
     BRIDGE,
@@ -28,6 +28,7 @@ from benchmarks.models import SIZES, Subject, available, build, llava_config
 from benchmarks.report import Results, readme_table, report
 from benchmarks.surroundings import surroundings
 from benchmarks.tasks import TASKS
+from vlm_lens import HookedVLM
 
 N_NEW = 3
 pytestmark = pytest.mark.filterwarnings("ignore:run_with_cache. skipped")
@@ -222,3 +223,79 @@ def test_keeping_the_heap_is_refused_without_glibc(monkeypatch: pytest.MonkeyPat
     assert overhead.parse(["--heap", "returned"]).heap == "returned"
     with pytest.raises(SystemExit):
         overhead.parse([])
+
+
+# Families ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """Two families as small as in the tests: what is measured here are not times."""
+    return {
+        name: families.measure_family(name, rounds=2, clock="cpu", factor=1)
+        for name in ("gemma3", "blip2-t5")
+    }
+
+
+def test_a_family_has_its_ratios_and_its_logits_to_the_bit(measured: dict[str, dict[str, Any]]):
+    for name, family in measured.items():
+        assert list(family["tasks"]) == list(families.ROWS)
+        assert family["logits_differ_by"] == dict.fromkeys(families.ROWS, 0.0), name
+        assert all(row[VLM_LENS]["ratio"] > 0 for row in family["tasks"].values())
+        assert "reason" in family["tasks"]["everything"][HF]
+    assert measured["blip2-t5"]["class"] == "Blip2ForConditionalGeneration"
+
+
+def test_the_language_models_neurons_are_those_of_encoder_and_decoder():
+    kept = families.FamilyLens(families.build_family("blip2-t5", factor=1)).lm_neurons()[1]
+    assert len(kept) == 6
+    assert {name.partition(".")[0] for name in kept} == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize("name", families.available())
+def test_every_family_can_be_widened(name: str):
+    small, wide = (families.build_family(name, factor=factor) for factor in (1, 2))
+    model = HookedVLM(wide.hf_model)
+    assert model.cfg.d_model == 64
+    assert model.cfg.n_layers == HookedVLM(small.hf_model).cfg.n_layers == 3
+    assert wide.n_parameters > 2.5 * small.n_parameters
+    with torch.no_grad():
+        assert wide.hf_model(**wide.inputs).logits.isfinite().all()
+
+
+def test_the_table_of_families_has_a_row_for_each(measured: dict[str, dict[str, Any]]):
+    table = families.families_table(measured)
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(measured)
+    assert len({row.count("|") for row in rows}) == 1
+    assert "(tiny)" in rows[2]
+    assert table.count("points)") == 2
+    assert "Logits bit-identical to Hugging Face's in every cell: yes." in table
+    measured = copy.deepcopy(measured)
+    measured["gemma3"]["logits_differ_by"]["forward"] = 1e-6
+    assert "in every cell: NO." in families.families_table(measured)
+
+
+def test_families_go_to_a_file_of_their_own(
+    measured: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert overhead.parse(["--families", "--heap", "returned"]).out.name == "families.json"
+    assert overhead.parse(["--family", "gemma3", "--heap", "returned"]).families
+    assert overhead.parse(["--heap", "returned"]).out.name == "overhead.json"
+    run = {"kept": {"families": measured}}
+    monkeypatch.setattr(overhead, "in_own_processes", lambda heaps, _: run)
+    overhead.main(["--families", "--heap", "returned", "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == run
+    assert "| gemma3 |" in capsys.readouterr().out
+
+
+def test_every_family_was_measured_with_equal_logits():
+    """What is stored, and what the documentation shows of it."""
+    stored = json.loads((Path(families.__file__).parent / "families.json").read_text())
+    for run in stored.values():
+        assert list(run["families"]) == families.available()
+        for family in run["families"].values():
+            assert not any(family["logits_differ_by"].values())

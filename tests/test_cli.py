@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM
+from vlm_lens.architectures import BLOCKS, supported_architectures
+from vlm_lens.architectures.table import COLUMNS, support_rows
 from vlm_lens.cli import main
 
 QUESTION = "what color is the circle ?"
@@ -70,8 +73,8 @@ def test_options_reach_their_places(
     image: Path, loaded: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "out.html"
-    given = ("--image", image, "--question", "<script>alert(1)</script>", "--out", target)
-    assert demo(*given, "--model", "my/model", "--device", "cpu", "--seed", 7) == 0
+    given = ("--image", image, "--question", "<script>alert(1)</script>", "--top", 3)
+    assert demo(*given, "--out", target, "--model", "my/model", "--device", "cpu", "--seed", 7) == 0
     html = target.read_text(encoding="utf-8")
     assert "seed 7" in html
     assert "<code>my/model</code>" in html
@@ -89,14 +92,14 @@ def test_the_default_run_uses_the_bundled_model(
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert html.count("<article") == 20 + 6
+    assert html.count("<article") == 60 + 6
     assert "<code>vlm-lens demo</code>" in html
     assert capsys.readouterr().out == "report.html\n"
 
 
 def test_another_question_about_the_bundled_image(loaded: list, tmp_path: Path) -> None:  # noqa: ARG001
     target = tmp_path / "out.html"
-    assert demo("--question", "is the square red ?", "--out", target) == 0
+    assert demo("--question", "is the square red ?", "--top", 3, "--out", target) == 0
     assert "is the square red ?" in target.read_text(encoding="utf-8")
 
 
@@ -152,7 +155,34 @@ def test_a_bug_is_not_dressed_up_as_bad_input(
     assert loaded == []
     monkeypatch.setattr("vlm_lens.report.study.direct_effect", broken)
     with pytest.raises(ValueError, match="a bug"):
-        demo("--image", image, "--question", QUESTION, "--out", tmp_path / "report.html")
+        demo("--image", image, "--question", QUESTION, "--top", 3, "--out", tmp_path / "r.html")
+
+
+def test_models_lists_every_record_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    table, note = out.split("\n\n")
+    header, *lines = table.splitlines()
+    starts = [header.index(column) for column in COLUMNS]
+    cells = [
+        tuple(line[start:stop].strip() for start, stop in pairwise([*starts, None]))
+        for line in lines
+    ]
+    assert cells == support_rows()
+    assert {cell[0] for cell in cells} == set(supported_architectures())
+    assert all(line[start - 1 : start] in (" ", "") for line in lines for start in starts)
+    assert all(model_type in note for model_type in BLOCKS)
+    assert max(map(len, note.splitlines())) <= 100
+
+
+def test_models_says_which_part_is_which(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["models"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Gemma3")]
+    assert line.split() == [
+        *("Gemma3ForConditionalGeneration", "siglip_vision_model", "*", "-", "norm,", "linear"),
+        *("gemma3_text", "pooled"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +190,8 @@ def test_a_bug_is_not_dressed_up_as_bad_input(
     [
         (["--help"], 0, "demo"),
         (["demo", "--help"], 0, "--question"),
+        (["--help"], 0, "list the models that are supported"),
+        (["models", "more"], 2, "unrecognized arguments: more"),
         (["--version"], 0, "vlm-lens "),
         ([], 2, "required: COMMAND"),
         (["dmeo"], 2, "invalid choice: 'dmeo'"),

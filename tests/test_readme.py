@@ -1,4 +1,4 @@
-"""The README's examples run, and its table of accuracies is the stored one."""
+"""The README's examples run, and its tables are those of the code and of what was measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from benchmarks.report import readme_table
+from vlm_lens.architectures.table import markdown
 from vlm_lens.shapes_llava import WEIGHTS
 from vlm_lens.shapes_llava.evaluate import table
 
@@ -30,3 +31,12 @@ def test_the_accuracies_are_those_of_the_bundled_weights():
 def test_the_overheads_are_those_last_measured():
     measured = json.loads((ROOT / "benchmarks" / "overhead.json").read_text())
     assert readme_table(measured).strip() in README.read_text()
+
+
+def test_the_families_are_those_that_have_a_record():
+    assert markdown() in README.read_text()
+
+
+def test_the_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (ROOT / link).exists(), link

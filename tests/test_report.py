@@ -163,7 +163,7 @@ def test_the_page_shows_what_was_found(study: AnswerStudy) -> None:
 
 
 def test_every_patch_of_every_heat_map_lies_in_its_box(study: AnswerStudy) -> None:
-    shown, grid = page(study), study.token_map.grids[0]
+    shown, grid = page(study), study.token_map.grid()
     n_views = len(study.language_neurons) + len(study.image_neurons)
     cells = [given for tag, given in shown.elements if tag == "rect" and "fill-opacity" in given]
     assert len(cells) == 16 * n_views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ from transformer_lens.utilities import get_act_name
 
 from vlm_lens.hooks.names import HookNameError, nearest_names
 from vlm_lens.inputs import TokenMap
+
+_OTHER_AXES = re.compile(
+    r"^(vision_encoder|audio_encoder|qformer|projector|decoder)\."
+    r"|hook_(attn_scores|pattern)$|cross_attn\.hook_[kv]$"
+)
+"""Names of activations whose first two axes are not the samples and the prompt's positions."""
 
 
 class ActivationCache(transformer_lens.ActivationCache):
@@ -99,11 +106,14 @@ class ActivationCache(transformer_lens.ActivationCache):
             )
         value = self[name] if self.has_batch_dim else self[name][None]
         mask = torch.stack([token_map.mask(kind) for token_map in self.token_maps])
-        if value.shape[:2] != mask.shape:
+        # Tensors with other axes may have these very sizes by chance.
+        if _OTHER_AXES.search(self._full_name(name)) or value.shape[:2] != mask.shape:
             raise ValueError(
-                f"Expected an activation of the language model, [batch, pos, ...] = "
+                f"Expected an activation at the prompt's positions, [batch, pos, ...] = "
                 f"{list(mask.shape)}, but {name!r} is {list(value.shape)}. In the vision encoder "
-                "and the projector every position is an image patch: index the cache directly."
+                "and the projector every position is an image patch, a decoder beside an encoder "
+                "has positions of its own, scores and patterns have heads in their place: index "
+                "the cache directly."
             )
         samples = slice(None) if batch is None else slice(batch, batch + 1)
         return value[samples][mask[samples].to(value.device)]

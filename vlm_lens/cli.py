@@ -1,4 +1,4 @@
-"""The command line: ``vlm-lens demo``.
+"""The command line: ``vlm-lens demo`` and ``vlm-lens models``.
 
 Progress goes to stderr and the result to stdout. A mistake in the input ends the run with one line
 on stderr and exit code 2; anything else that goes wrong is a bug and shows its traceback.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ def _input() -> Iterator[None]:
         yield
     except (OSError, TypeError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+DEMO_SAMPLE = 3
+"""Which of the bundled images: one whose answer a few neurons decide, which is not true of all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     _add_demo(commands)
+    what = "list the models that are supported, part by part"
+    commands.add_parser("models", help=what, description=what.capitalize()).set_defaults(
+        run=_models
+    )
     return parser
 
 
@@ -87,7 +96,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         help="model folder or Hugging Face id (default: %(default)s, bundled)",
     )
     add("--device", metavar="NAME", help="where the model runs, e.g. cuda (default: the CPU)")
-    add("--top", type=int, default=20, metavar="N", help="neurons to remove (default: %(default)s)")
+    add("--top", type=int, default=60, metavar="N", help="neurons to remove (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the random control neurons (default: %(default)s)")
     add(
         "--out",
@@ -126,6 +135,19 @@ def _demo(arguments: argparse.Namespace, *, command: str) -> None:
     print(arguments.out)
 
 
+def _models(_arguments: argparse.Namespace, *, command: str) -> None:  # noqa: ARG001
+    """One line for each record, and what the open parts may be."""
+    from vlm_lens.architectures import BLOCKS
+    from vlm_lens.architectures.table import COLUMNS, OPEN, aligned, support_rows
+
+    print(aligned([COLUMNS, *support_rows()]))
+    note = (
+        f"{OPEN} or another type with its modules in the same places. Blocks are known of these "
+        f"types: {', '.join(BLOCKS)}. What is missing can be added: docs/add_an_architecture.md."
+    )
+    print("\n" + textwrap.fill(note, width=100))
+
+
 def _image_and_question(path: Path | None, question: str | None) -> tuple[Image, str]:
     """The image and the question, one or both from the bundled sample."""
     from vlm_lens.data.imagefolder import load_imagefolder
@@ -136,7 +158,7 @@ def _image_and_question(path: Path | None, question: str | None) -> tuple[Image,
         if question is None:
             raise ValueError("--image needs a --question about it")
         return load_image(path), question
-    sample = load_imagefolder(IMAGES, n=1)[0]
+    sample = load_imagefolder(IMAGES, n=DEMO_SAMPLE + 1)[DEMO_SAMPLE]
     return sample.images[0], question or sample.text
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformer_lens.config import TransformerLensConfig
 
 from vlm_lens.architectures import Architecture, StackPaths
-from vlm_lens.architectures.base import module_at
+from vlm_lens.architectures.base import config_of, module_at, size_in
+from vlm_lens.architectures.components import HookedStack
 
 
 @dataclass
@@ -20,59 +21,123 @@ class HookedVLMConfig(TransformerLensConfig):
     Attributes:
         model_name: Where the model was loaded from.
         architecture: Name of the Hugging Face class.
-        image_token_id: Id of the token that stands for one image position.
-        vision_encoder: The same sizes for the vision encoder (`n_ctx` counts its patches,
-            class token included).
+        image_token_id: Id of the token that stands for one image position; None where images have
+            no token of their own.
+        audio_token_id: Id of the token that stands for one position of sound.
+        is_encoder_decoder: Whether the language model is an encoder with a decoder.
+        vision_encoder: The same sizes for the vision encoder (`n_ctx` counts its patches, class
+            token included, or is 0 where that depends on the image).
+        audio_encoder: The same sizes for the audio encoder.
     """
 
     model_name: str = ""
     architecture: str = ""
     image_token_id: int | None = None
+    audio_token_id: int | None = None
+    is_encoder_decoder: bool = False
     vision_encoder: TransformerLensConfig | None = None
+    audio_encoder: TransformerLensConfig | None = None
 
 
-def build_config(hf_model: nn.Module, architecture: Architecture) -> HookedVLMConfig:
-    """Read the sizes off a Hugging Face model and its configuration."""
+def build_config(
+    hf_model: nn.Module, architecture: Architecture, stacks: dict[str, HookedStack]
+) -> HookedVLMConfig:
+    """Read the sizes off a Hugging Face model and its configuration.
+
+    Args:
+        hf_model: The model.
+        architecture: Its record.
+        stacks: Its stacks of blocks by name, the language model's under "".
+    """
     hf_config: Any = hf_model.config
-    embed = module_at(hf_model, architecture.embed)
-    text = _stack_sizes(hf_model, architecture.language_model, embed.weight)
-    vision = _stack_sizes(hf_model, architecture.vision_encoder, embed.weight)
+    weight = module_at(hf_model, architecture.embed).weight
+    sizes = {
+        name: _stack_sizes(hf_model, paths, stacks[name], weight)
+        for name, paths in architecture.parts().items()
+        if name in stacks
+    }
+    towers: dict[str, Any] = {
+        name: TransformerLensConfig(**sizes[name], default_prepend_bos=False)
+        for name in ("vision_encoder", "audio_encoder")
+        if name in sizes
+    }
+    encoder_decoder = architecture.text_encoder is not None
     return HookedVLMConfig(
-        **text,
-        d_vocab=embed.weight.shape[0],
-        positional_embedding_type="rotary",
+        **sizes["decoder" if encoder_decoder else ""],
+        d_vocab=weight.shape[0],
+        positional_embedding_type=_positions(stacks["decoder" if encoder_decoder else ""]),
         model_name=hf_config._name_or_path,
         architecture=type(hf_model).__name__,
-        image_token_id=hf_config.image_token_id,
-        vision_encoder=TransformerLensConfig(**vision, default_prepend_bos=False),
+        image_token_id=getattr(hf_config, "image_token_id", None),
+        audio_token_id=getattr(hf_config, "audio_token_id", None),
+        is_encoder_decoder=encoder_decoder,
+        **towers,
     )
 
 
-def _stack_sizes(hf_model: nn.Module, paths: StackPaths, weight: torch.Tensor) -> dict[str, Any]:
-    config = getattr(hf_model.config, paths.config)
-    n_heads = config.num_attention_heads
-    norm = module_at(hf_model, f"{paths.blocks}.0.{paths.block.ln1}")
-    rms = not isinstance(norm, nn.LayerNorm)
+def _positions(stack: HookedStack) -> str:
+    if hasattr(stack.blocks[0], "attn") and hasattr(stack.blocks[0].attn, "hook_rot_q"):
+        return "rotary"
+    has_bias = any("relative_attention_bias" in name for name, _ in stack.hf_block.named_modules())
+    return "relative_positional_bias" if has_bias else "standard"
+
+
+def _stack_sizes(
+    hf_model: Any, paths: StackPaths, stack: HookedStack, weight: torch.Tensor
+) -> dict[str, Any]:
+    config, block = config_of(hf_model, paths.config), stack.blocks[0]
+    d_model, n_heads = stack.d_model, size_in(config, "n_heads") or 1
+    rms = not isinstance(block.ln1.hf_module, nn.LayerNorm)
     return {
-        "d_model": config.hidden_size,
-        "d_head": getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        "d_model": d_model,
+        "d_head": size_in(config, "d_head") or d_model // n_heads,
         "n_heads": n_heads,
-        "n_key_value_heads": getattr(config, "num_key_value_heads", None),
-        "n_layers": config.num_hidden_layers,
+        "n_key_value_heads": size_in(config, "n_key_value_heads"),
+        "n_layers": len(stack.blocks),
         "n_ctx": _context_length(config),
-        "d_mlp": config.intermediate_size,
-        "gated_mlp": paths.block.gate is not None,
-        "act_fn": config.hidden_act,
+        "d_mlp": block.mlp.d_mlp,
+        "gated_mlp": block.mlp.gated,
+        "act_fn": _activation(config),
         "uses_rms_norm": rms,
         "normalization_type": "RMS" if rms else "LN",
-        "eps": getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", 1e-5),
+        "eps": block.ln1.eps,
         "dtype": weight.dtype,
-        "device": str(weight.device),
+        "device": input_device(hf_model, weight),
     }
 
 
+def input_device(hf_model: Any, weight: torch.Tensor) -> str:
+    """Where a model's inputs go: to its token embedding, and if that is offloaded to its device.
+
+    Args:
+        hf_model: The model; `hf_device_map` says where accelerate put its parts.
+        weight: Its token embedding.
+
+    Example:
+        >>> input_device(nn.Linear(2, 2), torch.zeros(2, 2))
+        'cpu'
+    """
+    if not weight.is_meta:
+        return str(weight.device)
+    devices = [device for device in hf_model.hf_device_map.values() if device not in _STORES]
+    return str(torch.device(devices[0])) if devices else "cpu"
+
+
+_STORES = ("cpu", "disk")
+"""Where a device map offloads parts to; they come to the model's device for their forward."""
+
+
+def _activation(config: Any) -> str:
+    """The name of the activation, whatever the family calls it."""
+    names = ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn")
+    return next(getattr(config, name) for name in names if getattr(config, name, None))
+
+
 def _context_length(config: Any) -> int:
-    """Positions of a text model; patches of a vision model."""
-    if hasattr(config, "max_position_embeddings"):
-        return config.max_position_embeddings
-    return (config.image_size // config.patch_size) ** 2 + 1
+    """Positions of a text model, patches of a vision model; 0 where there is no fixed number."""
+    for name in ("max_position_embeddings", "max_source_positions"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    sizes = getattr(config, "image_size", 0), getattr(config, "patch_size", 1)
+    image, patch = (size if isinstance(size, int) else size[0] for size in sizes)
+    return (image // patch) ** 2 + 1 if image else 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
+from transformers import GenerationMixin
+from transformers.generation.configuration_utils import DYNAMIC_CACHE_IMPLEMENTATIONS
 
 from vlm_lens.cache import ActivationCache
 from vlm_lens.hooked_root import TapRoot
@@ -36,13 +42,16 @@ class Generation(TapRoot):
         """Generate an answer; hooks fire at every step.
 
         The first step holds the whole prompt, [batch, pos, ...]; each later step holds the one new
-        position, [batch, 1, ...]. The vision encoder and the projector run in the first step only.
+        position, [batch, 1, ...]. Encoders, Q-Former and projector run in the first step only. An
+        encoder-decoder model reads the prompt in its encoder, once, and its decoder starts with the
+        start token: `decoder_input_ids` among the inputs are what a forward reads, and not used.
 
         Args:
             input: What `prepare` returns, raw text, or tokens.
             max_new_tokens: At most so many new tokens.
             return_type: ``"str"``: only the new text, without special tokens (a list of them for
-                a batch); ``"tokens"``: prompt and new tokens [batch, pos].
+                a batch); ``"tokens"``: prompt and new tokens [batch, pos], of an encoder-decoder
+                model the start token and new tokens.
             **kwargs: Passed to Hugging Face's `generate` (`do_sample`, `temperature` ...).
 
         Example:
@@ -57,10 +66,13 @@ class Generation(TapRoot):
         if return_type not in ("str", "tokens"):
             raise ValueError(f"Expected return_type 'str' or 'tokens', got {return_type!r}.")
         arguments = self._generation_inputs(input, max_new_tokens)
-        tokens = self.hf_model.generate(**arguments, max_new_tokens=max_new_tokens, **kwargs)
+        # With a static cache transformers compiles the forward on a GPU, without hooks set since.
+        hooked = any(tap.has_hooks() for tap in self.hook_dict.values())
+        options = {"disable_compile": True, **kwargs} if hooked else kwargs
+        tokens = self.hf_model.generate(**arguments, max_new_tokens=max_new_tokens, **options)
         if return_type == "tokens":
             return tokens
-        answers = self._new_text(tokens, arguments["input_ids"].shape[1])
+        answers = self._new_text(tokens, self._prompt_length(arguments))
         batched = input.batched if isinstance(input, Inputs) else len(answers) > 1
         return answers if batched else answers[0]
 
@@ -68,11 +80,19 @@ class Generation(TapRoot):
         if max_new_tokens < 1:
             raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
         arguments = self._hf_inputs(given, None)  # type: ignore[attr-defined]
+        for name in ("decoder_input_ids", "decoder_attention_mask"):
+            arguments.pop(name, None)
+        if "input_ids" not in arguments:
+            raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
         self._check(arguments)  # type: ignore[attr-defined]
         self._n_runs += 1
         if "attention_mask" not in arguments:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         return arguments
+
+    def _prompt_length(self, arguments: Mapping[str, Any]) -> int:
+        """How many of the tokens that `generate` returns come before the new ones."""
+        return 1 if self.cfg.is_encoder_decoder else arguments["input_ids"].shape[1]
 
     def _new_text(self, tokens: Int[Tensor, "batch pos"], n_prompt: int) -> list[str]:
         new = tokens[:, n_prompt:]
@@ -91,7 +111,8 @@ class Generation(TapRoot):
         """Generate, and keep the activations of every position, prompt and answer alike.
 
         What is kept equals a teacher-forced run over the returned tokens: the last token, which
-        `generate` itself never reads, is run too.
+        `generate` itself never reads, is run too. Of an encoder-decoder model, ``encoder.`` holds
+        the prompt and ``decoder.`` the start token and the new ones.
 
         Args:
             input: What `prepare` returns, raw text, or tokens.
@@ -99,16 +120,18 @@ class Generation(TapRoot):
             max_new_tokens: At most so many new tokens.
             device: Where kept activations go.
             dtype: What they are converted to.
-            **kwargs: Passed to Hugging Face's `generate`; not beam search.
+            **kwargs: Passed to Hugging Face's `generate`. There is no beam search, even where the
+                model's own generation configuration asks for it.
 
         Returns:
-            Prompt and new tokens [batch, pos], and the cache over all these positions.
+            Tokens as `generate` returns them, and the cache over all these positions.
+
+        Raises:
+            ValueError: The options ask for more than one sequence, or one step of the model for
+                each new token is not how they generate (a second model, guidance, a static cache);
+                or the prompts are padded and the model is Kosmos-2.
         """
-        if kwargs.get("num_beams", 1) > 1 or kwargs.get("num_return_sequences", 1) > 1:
-            raise ValueError(
-                "generate_with_cache follows one sequence for each prompt: num_beams and "
-                "num_return_sequences must be 1."
-            )
+        _check_one_step_a_token(kwargs)
         if names_filter is None:
             raise ValueError(
                 "Expected names_filter to say what to keep, e.g. 'blocks.*.hook_resid_post'."
@@ -120,53 +143,135 @@ class Generation(TapRoot):
             steps[str(hook.name)].append(tensor.detach().to(device=device, dtype=dtype))
 
         arguments = self._generation_inputs(input, max_new_tokens)
-        with self.hooks([(names, keep)]):
+        _check_positions(self.cfg.architecture, arguments["attention_mask"])
+        with self.hooks([(names, keep)]), _followed(self.hf_model) as loop:
             out = self.hf_model.generate(
                 **arguments,
                 max_new_tokens=max_new_tokens,
                 use_cache=True,
                 return_dict_in_generate=True,
-                **kwargs,
+                **{**_ONE_STEP_A_TOKEN, **kwargs},
             )
-            self._read_last_token(out, arguments["attention_mask"])
-        kept = {name: _joined(name, parts) for name, parts in steps.items() if parts}
+            n_new = out.sequences.shape[1] - self._prompt_length(arguments)
+            if loop.n_steps == n_new:  # on Apple's GPUs, transformers may have read it already
+                loop.read_last(out.sequences)
+        kept = {name: _joined(name, parts, n_new) for name, parts in steps.items() if parts}
         maps = self._extended_maps(input, out.sequences) if isinstance(input, Inputs) else None
         return out.sequences, ActivationCache(kept, self, token_maps=maps)
 
     def _extended_maps(self, inputs: Inputs, tokens: Int[Tensor, "batch pos"]) -> list[TokenMap]:
+        if self.cfg.is_encoder_decoder:  # the maps are of the encoder's positions
+            return inputs.token_map
         new = tokens[:, inputs.shape[1] :].tolist()
         return [
             token_map.extend(token_strings(self.tokenizer, answer))
             for token_map, answer in zip(inputs.token_map, new, strict=True)
         ]
 
-    @torch.no_grad()
-    def _read_last_token(self, out: Any, prompt_mask: Int[Tensor, "batch prompt"]) -> None:
-        """Run the token that `generate` produced last, after everything before it."""
-        tokens = out.sequences
-        new = tokens.shape[1] - prompt_mask.shape[1]
-        mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(tokens), new)], dim=1)
-        self.hf_model(
-            input_ids=tokens[:, -1:],
-            attention_mask=mask,
-            position_ids=mask.sum(-1, keepdim=True) - 1,
-            past_key_values=out.past_key_values,
-            use_cache=True,
+
+_ONE_STEP_A_TOKEN = {"num_beams": 1, "num_return_sequences": 1, "cache_implementation": "dynamic"}
+_OTHER_STEPS = (
+    *("assistant_model", "prompt_lookup_num_tokens", "guidance_scale", "custom_generate"),
+    "past_key_values",
+)
+
+
+def _check_one_step_a_token(options: Mapping[str, Any]) -> None:
+    """Refuse what makes the steps of `generate` something else than the positions in order."""
+    if (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1:
+        raise ValueError(
+            "generate_with_cache follows one sequence for each prompt: num_beams and "
+            "num_return_sequences must be 1."
+        )
+    asked = [name for name in _OTHER_STEPS if options.get(name) is not None]
+    if asked:
+        raise ValueError(
+            f"generate_with_cache follows one step of the model for each new token: leave "
+            f"{', '.join(asked)} out."
+        )
+    cache = options.get("cache_implementation") or "dynamic"
+    if cache not in DYNAMIC_CACHE_IMPLEMENTATIONS:
+        raise ValueError(
+            "Expected a key-value cache that grows, since the last token is read too, got "
+            f"cache_implementation={cache!r}: leave it out."
         )
 
 
-def _joined(name: str, parts: list[Tensor]) -> Tensor:
+def _check_positions(architecture: str, mask: Int[Tensor, "batch pos"]) -> None:
+    """Refuse what Hugging Face generates at other positions than a forward has."""
+    if architecture == "Kosmos2ForConditionalGeneration" and not mask.bool().all():
+        raise ValueError(
+            "In Kosmos-2, Hugging Face's generate counts padding among the positions of new "
+            "tokens, a forward does not, so that what is kept would not be what a forward over "
+            "the answer has: pass prompts one by one, or of the same length."
+        )
+
+
+@dataclass
+class _Loop:
+    """Hugging Face's decoding loop, as far as it has come.
+
+    Attributes:
+        model: The model it runs: the language model alone in BLIP and Kosmos-2.
+        arguments: What it hands from step to step: masks, positions, the key-value cache.
+        n_steps: How often it has run the model.
+    """
+
+    model: Any = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    n_steps: int = 0
+
+    def follow(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Takes the place of the method that carries the arguments on to the next step."""
+        self.model, self.n_steps = model, self.n_steps + 1
+        self.arguments = type(model)._update_model_kwargs_for_generation(model, *args, **kwargs)
+        return self.arguments
+
+    @torch.no_grad()
+    def read_last(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Run the token that was produced last, after everything before it."""
+        step = self.model.prepare_inputs_for_generation(
+            tokens, next_sequence_length=1, **self.arguments
+        )
+        self.model(**step, return_dict=True)
+
+
+@contextmanager
+def _followed(hf_model: Any) -> Iterator[_Loop]:
+    """Follow `generate`, on whichever model inside it runs its loop.
+
+    Families carry different things from step to step: rotary positions on three axes, masks of
+    cross-attention, token types. Only the loop itself has them all.
+    """
+    loop = _Loop()
+    generating = [module for module in hf_model.modules() if isinstance(module, GenerationMixin)]
+    for module in generating:
+        vars(module)["_update_model_kwargs_for_generation"] = partial(loop.follow, module)
+    try:
+        yield loop
+    finally:
+        for module in generating:
+            del vars(module)["_update_model_kwargs_for_generation"]
+
+
+def _joined(name: str, parts: list[Tensor], n_new: int) -> Tensor:
     """One activation from its steps: the prompt's positions, then one position a step."""
-    if len(parts) == 1:  # the vision encoder and the projector run once
+    if len(parts) == 1:  # encoders and projector, and what cross-attention reads of them
         return parts[0]
-    if name.endswith("hook_rot_k"):  # each step holds the keys of all positions so far
-        return parts[-1]
-    if name.endswith(("hook_pattern", "hook_attn_scores")):
+    if len(parts) != n_new + 1:
+        raise RuntimeError(
+            f"{name!r} came by {len(parts)} times for a prompt and {n_new} new tokens, so it is "
+            "not known which position each was: generate with other options."
+        )
+    if name.endswith("hook_rot_k"):  # each step holds the keys of earlier positions too
+        return torch.cat([parts[0], *(part[:, -1:] for part in parts[1:])], dim=1)
+    if name.endswith(("hook_pattern", "hook_attn_scores")) and "cross_attn" not in name:
         masked = 0.0 if name.endswith("hook_pattern") else torch.finfo(parts[0].dtype).min
-        n_keys = parts[-1].shape[-1]
+        n_keys = parts[0].shape[-1] + n_new
+        # Keys end with the step's own position; those before a sliding window are not there.
         padded = [
-            torch.nn.functional.pad(part, (0, n_keys - part.shape[-1]), value=masked)
-            for part in parts
+            F.pad(part, (n_keys - (n_new - i) - part.shape[-1], n_new - i), value=masked)
+            for i, part in enumerate(parts)
         ]
         return torch.cat(padded, dim=-2)
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=-2 if name.endswith(("hook_pattern", "hook_attn_scores")) else 1)

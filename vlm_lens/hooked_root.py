@@ -163,7 +163,7 @@ class TapRoot(HookedRootModule):
 
 
 def _is_language_model(name: str) -> bool:
-    return not name.startswith(("vision_encoder.", "projector."))
+    return not name.startswith(("vision_encoder.", "audio_encoder.", "qformer.", "projector."))
 
 
 def _warn_of_silence(silent: list[Tap]) -> None:

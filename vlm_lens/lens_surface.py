@@ -2,7 +2,8 @@
 
 Weights are the Hugging Face weights, reshaped and never folded. The one place where folding matters
 is `tokens_to_residual_directions`, which takes the final norm's weight in, so that TransformerLens'
-`logit_attrs` adds up to the model's own logits.
+`logit_attrs` adds up to the model's own logits. Of an encoder-decoder model, the weights are those
+of the decoder; the encoder's are at ``model.encoder.blocks``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm_lens.architectures.components import HookedNorm, bias_of, weight_of
+from vlm_lens.architectures.components import HookedNorm, bias_of, readable, weight_of
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
 
@@ -25,8 +26,10 @@ class LensSurface(TapRoot):
 
     cfg: HookedVLMConfig
     processor: Any
+    hf_model: Any
     blocks: Any
     ln_final: HookedNorm
+    decoder: Any
     _embed: tuple[Any]
     _unembed: tuple[Any]
 
@@ -149,13 +152,34 @@ class LensSurface(TapRoot):
     ) -> Float[Tensor, "*batch d_model"]:
         """What to multiply the scaled residual stream with, to get the logits of these tokens.
 
-        A column of `W_U` times the weight of the final norm. With ``r`` the last residual stream
-        and ``s`` the final norm's scale, ``(r / s) @ direction`` is the token's logit (for an RMS
-        norm and an unembedding without bias, as in Llama, Mistral and Qwen2).
+        With ``r`` the last residual stream and ``s`` the final norm's scale (`hook_scale`),
+        ``(r / s) @ direction`` is the token's logit, but for a constant: the norm's bias times the
+        token's column of `W_U`, and `b_U`, where the model has such biases. A column of `W_U`
+        times the norm's weight is that direction after an RMS norm. A LayerNorm takes the mean off
+        ``r``; to do so is linear and its own transpose, so that the mean of the direction is taken
+        off instead. What T5 scales its decoder's output by is part of the direction. Where logits
+        are capped (PaliGemma 2), it is the logit before the cap.
+
+        Args:
+            tokens: Token ids of any shape, or a string that is one token.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> logits, cache = model.run_with_cache("what color")
+            >>> scaled = cache["resid_post", -1] / cache["ln_final.hook_scale"]
+            >>> read = scaled @ model.tokens_to_residual_directions("red")
+            >>> bool((read - logits[..., model.to_single_token("red")]).abs().max() < 1e-3)
+            True
         """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        return self.W_U.T[tokens] * self.ln_final.w
+        norm = self._language.ln_final
+        directions = self.W_U.T[tokens] * norm.w
+        if norm.centers:
+            directions = directions - directions.mean(-1, keepdim=True)
+        scaled = getattr(self.hf_model.config.get_text_config(), "scale_decoder_outputs", False)
+        return directions * self.cfg.d_model**-0.5 if scaled else directions
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
@@ -169,22 +193,45 @@ class LensSurface(TapRoot):
         """
         if not 0 <= layer <= self.cfg.n_layers or (mlp_input and layer == self.cfg.n_layers):
             raise IndexError(f"Expected a layer of 0 to {self.cfg.n_layers}, got {layer}.")
-        total = torch.zeros_like(self.ln_final.w)
-        for block in self.blocks[:layer]:
+        blocks = self._language.blocks
+        counted = blocks[: layer + 1] if mlp_input else blocks[:layer]
+        self._check_attention(counted, "accumulated_bias")
+        total = torch.zeros_like(self._language.ln_final.w)
+        for block in counted:
             total = total + block.attn.b_O
-            if include_mlp_biases:
-                total = total + block.mlp.b_out
-        return total + self.blocks[layer].attn.b_O if mlp_input else total
+            if hasattr(block, "cross_attn"):  # of a decoder, which reads its encoder there
+                total = total + block.cross_attn.b_O
+        for block in blocks[:layer] if include_mlp_biases else ():
+            total = total + block.mlp.b_out
+        return total
 
     # Weights --------------------------------------------------------------------------------
 
+    @property
+    def _language(self) -> Any:
+        """What has the language model's blocks and final norm: the decoder if there is one."""
+        return self.decoder if self.cfg.is_encoder_decoder else self
+
+    def _check_attention(self, blocks: Any, what: str) -> None:
+        lacking = [i for i, block in enumerate(blocks) if not hasattr(block, "attn")]
+        if lacking:
+            raise ValueError(
+                f"Expected every block to attend to the text for {what}, but in "
+                f"{self.cfg.architecture} blocks {lacking} attend to the image instead. Take the "
+                f"weights block by block: model.blocks[{lacking[0]}].cross_attn.W_Q and, of the "
+                "other blocks, attn.W_Q."
+            )
+
     def _stack(self, part: str, name: str) -> Tensor:
-        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+        blocks = self._language.blocks
+        if part == "attn":
+            self._check_attention(blocks, name)
+        return torch.stack([getattr(getattr(block, part), name) for block in blocks])
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding."""
-        return self._embed[0].weight
+        return readable(self._embed[0].weight, self._embed[0])
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

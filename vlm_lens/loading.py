@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+import transformers
+from transformers import (
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+)
 
 from vlm_lens.architectures import architecture_of
+from vlm_lens.processors import load_processor
 
 BUNDLED = "shapes-llava"
 
@@ -34,7 +40,13 @@ def load_model_and_processor(
     Raises:
         OSError: The model can be neither reached nor found; the message says what to try.
         ArchitectureError: vlm_lens has no record of the model's class.
+        ValueError: Both a device and a device map were given.
     """
+    if device is not None and kwargs.get("device_map") is not None:
+        raise ValueError(
+            f"Expected device or device_map, got both ({device!r} and {kwargs['device_map']!r}): "
+            "a device map says for each part of the model where it goes."
+        )
     path = str(bundled_path()) if str(name) == BUNDLED else str(name)
     kwargs.setdefault("trust_remote_code", False)  # left open, transformers would ask on stdin
     hub = {
@@ -44,9 +56,10 @@ def load_model_and_processor(
     }
     try:
         config = AutoConfig.from_pretrained(path, **hub)
-        architecture_of((config.architectures or [type(config).__name__])[0])
-        processor = AutoProcessor.from_pretrained(path, **hub)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        class_name = _class_name(config)
+        architecture_of(class_name, config)
+        processor = load_processor(path, **hub)
+        model: Any = _model_class(class_name, config, **hub).from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **kwargs
         )
     except OSError as error:
@@ -54,6 +67,24 @@ def load_model_and_processor(
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
+
+
+def _class_name(config: Any) -> str:
+    """The model's class, as its configuration names it or else as transformers would choose it."""
+    if config.architectures:
+        return config.architectures[0]
+    known: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return known[type(config)].__name__ if type(config) in known else type(config).__name__
+
+
+def _model_class(name: str, config: Any, *, trust_remote_code: bool, **_: Any) -> Any:
+    """The class of that name, or what finds the class in the model's own code if that is trusted.
+
+    `AutoModelForImageTextToText` does not know models of sounds.
+    """
+    if trust_remote_code and getattr(config, "auto_map", None):
+        return AutoModelForImageTextToText
+    return getattr(transformers, name, AutoModelForImageTextToText)
 
 
 def _unreachable(name: str | Path, error: OSError) -> str:

@@ -10,28 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.base import module_at
-from vlm_lens.architectures.components import (
-    HookedAttention,
-    HookedEncoder,
-    HookedNorm,
-    HookedProjector,
-    build_blocks,
-)
+from vlm_lens.architectures.checks import check_stacks
+from vlm_lens.architectures.components import HookedAttention, HookedProjector, HookedStack
 from vlm_lens.cache import ActivationCache
-from vlm_lens.config import build_config
+from vlm_lens.config import build_config, input_device
 from vlm_lens.generation import Generation
-from vlm_lens.hooks import Tap, input_of
+from vlm_lens.geometry import fixed_layout
 from vlm_lens.hooks.attention import AttentionProbe, remember_attention
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs, prepare
 from vlm_lens.lens_surface import LensSurface
 from vlm_lens.loading import load_model_and_processor
+from vlm_lens.loss import media_positions, next_token_loss
+from vlm_lens.verification import Verification, noise_image, verify
 
 ReturnType = Literal["logits", "loss", "both"]
 ModelInput = Inputs | Mapping[str, Tensor] | str | list[str] | Tensor
@@ -61,22 +56,22 @@ class HookedVLM(Generation, LensSurface):
         True
     """
 
+    vision_encoder: HookedStack
+    audio_encoder: HookedStack
+    qformer: HookedStack
+    encoder: HookedStack
+    decoder: HookedStack
+
     def __init__(self, hf_model: Any, *, processor: Any = None) -> None:
         super().__init__()
-        self.architecture = architecture_of(type(hf_model).__name__)
-        text = self.architecture.language_model
+        self.architecture = architecture_of(
+            type(hf_model).__name__, getattr(hf_model, "config", None)
+        )
         self.hf_model = hf_model
         self.processor = processor
-        self.cfg = build_config(hf_model, self.architecture)
         self._embed = (module_at(hf_model, self.architecture.embed),)
         self._unembed = (module_at(hf_model, self.architecture.unembed),)
-        start = module_at(hf_model, text.start)
-        self.vision_encoder = HookedEncoder(hf_model, self.architecture.vision_encoder)
-        self.projector = HookedProjector(hf_model, self.architecture.projector)
-        self.hook_embed = Tap(input_of(start, keyword="inputs_embeds"))
-        self.blocks = nn.ModuleList(build_blocks(hf_model, text))
-        if text.ln_final is not None:
-            self.ln_final = HookedNorm(module_at(hf_model, text.ln_final))
+        self._add_components()
         self.setup()
         self._attention: dict[str, AttentionProbe] = {
             name: module.probe
@@ -85,13 +80,37 @@ class HookedVLM(Generation, LensSurface):
         }
         self.train(hf_model.training)
 
+    def _add_components(self) -> None:
+        """The stacks and the projector under their names; a lone text model's parts at the root."""
+        architecture = self.architecture
+        stacks = {
+            name: HookedStack(self.hf_model, paths) for name, paths in architecture.parts().items()
+        }
+        check_stacks(self.hf_model, architecture, stacks)
+        self.cfg = build_config(self.hf_model, architecture, stacks)
+        text = stacks.pop("", None)
+        for name in ("vision_encoder", "audio_encoder", "qformer"):
+            if name in stacks:
+                self.add_module(name, stacks.pop(name))
+        self.projector = HookedProjector(self.hf_model, architecture.projector)
+        for name, stack in stacks.items():
+            self.add_module(name, stack)
+        if text is not None:
+            self.hook_embed, self.blocks = text.hook_embed, text.blocks
+            if hasattr(text, "ln_final"):
+                self.ln_final = text.ln_final
+
     def __repr__(self) -> str:
-        vision, text = self.cfg.vision_encoder, self.cfg
         n_parameters = sum(parameter.numel() for parameter in self.parameters())
-        encoder = "" if vision is None else f"vision encoder {vision.n_layers} x {vision.d_mlp}, "
+        towers = {"vision": self.cfg.vision_encoder, "audio": self.cfg.audio_encoder}
+        encoders = "".join(
+            f"{kind} encoder {cfg.n_layers} x {cfg.d_mlp}, "
+            for kind, cfg in towers.items()
+            if cfg is not None
+        )
         return (
             f"HookedVLM({type(self.hf_model).__name__} of {n_parameters / 1e6:.1f}M parameters: "
-            f"{encoder}language model {text.n_layers} x {text.d_mlp} neurons; "
+            f"{encoders}language model {self.cfg.n_layers} x {self.cfg.d_mlp} neurons; "
             f"{len(self.hook_dict)} hook points)"
         )
 
@@ -133,7 +152,8 @@ class HookedVLM(Generation, LensSurface):
     def to(self, *args: Any, **kwargs: Any) -> HookedVLM:
         """As `nn.Module.to`; `cfg` follows."""
         super().to(*args, **kwargs)
-        self.cfg.dtype, self.cfg.device = self.W_E.dtype, str(self.W_E.device)
+        weight = self._embed[0].weight
+        self.cfg.dtype, self.cfg.device = weight.dtype, input_device(self.hf_model, weight)
         return self
 
     # Inputs -----------------------------------------------------------------------------------
@@ -144,6 +164,7 @@ class HookedVLM(Generation, LensSurface):
         text: str | list[Any],
         images: Any = None,
         answer: str | list[str] | None = None,
+        audio: Any = None,
     ) -> Inputs:
         """Turn images and text into the model's inputs, with a map of what each position is.
 
@@ -153,6 +174,7 @@ class HookedVLM(Generation, LensSurface):
             images: PIL images, paths, arrays or tensors: one, several for one prompt, or one
                 entry (an image, a list, None) for each prompt.
             answer: An answer to append to each prompt, for teacher forcing.
+            audio: For a model of sounds, those instead of images: arrays of samples.
 
         Returns:
             Inputs for every method of this model, with one `TokenMap` for each prompt.
@@ -168,7 +190,13 @@ class HookedVLM(Generation, LensSurface):
         if self.processor is None:
             raise ValueError("prepare needs a processor: HookedVLM(hf_model, processor=processor).")
         inputs = prepare(
-            self.processor, self.hf_model.config, images=images, text=text, answer=answer
+            self.processor,
+            self.hf_model.config,
+            images=images,
+            text=text,
+            answer=answer,
+            audio=audio,
+            layout=self.architecture.layout or fixed_layout,
         )
         return inputs.to(self.cfg.device)
 
@@ -196,16 +224,19 @@ class HookedVLM(Generation, LensSurface):
         tokens = arguments.get("input_ids")
         if tokens is None or "past_key_values" in arguments:
             return
-        n_image = int((tokens == self.cfg.image_token_id).sum())
-        if tokens.shape[1] > self.cfg.n_ctx:
+        if 0 < self.cfg.n_ctx < tokens.shape[1]:
             raise ValueError(
                 f"Expected at most {self.cfg.n_ctx} positions, the model's context, but got "
                 f"{tokens.shape[1]}. Shorten the text or use fewer images."
             )
-        if n_image and "pixel_values" not in arguments:
+        n_media = int(media_positions(arguments, self.cfg).sum())
+        kind, name = ("image", "pixel_values")
+        if self.cfg.audio_token_id is not None:
+            kind, name = ("audio", "input_features")
+        if n_media and arguments.get(name, arguments.get("image_embeds")) is None:
             raise ValueError(
-                f"The tokens hold {n_image} image positions but no image came with them. "
-                "Pass what model.prepare(images=..., text=...) returns, or pixel_values=..."
+                f"The tokens hold {n_media} {kind} positions but no {kind} came with them. "
+                f"Pass what model.prepare(...) returns for text and {kind}, or {name}=..."
             )
 
     # Forward ----------------------------------------------------------------------------------
@@ -224,8 +255,8 @@ class HookedVLM(Generation, LensSurface):
         Args:
             input: What `prepare` returns, raw text (no chat template), or tokens [batch, pos].
             return_type: ``"logits"`` [batch, pos, d_vocab], ``"loss"`` (mean cross entropy of the
-                next token, over the answer if `prepare` was given one, else over all text),
-                ``"both"`` or None.
+                next token, over the answer if `prepare` was given one, else over all text; of an
+                encoder-decoder model over the answer, which it needs), ``"both"`` or None.
             loss_per_token: One loss for each predicted position [batch, pos - 1] instead of the
                 mean; 0 at positions that do not count.
             prepend_bos: For raw text, as in `to_tokens`.
@@ -243,35 +274,35 @@ class HookedVLM(Generation, LensSurface):
             return None
         if return_type == "logits":
             return logits
-        loss = self._loss(logits, arguments, input, per_token=loss_per_token)
+        loss = next_token_loss(logits, arguments, input, self.cfg, per_token=loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
-    def _loss(
-        self,
-        logits: Float[Tensor, "batch pos d_vocab"],
-        arguments: dict[str, Any],
-        given: ModelInput,
-        *,
-        per_token: bool,
-    ) -> Float[Tensor, ""] | Float[Tensor, "batch predicted"]:
-        targets = arguments["input_ids"][:, 1:]
-        counts = self._counts(arguments, given)[:, 1:].to(logits.device)
-        each = F.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
-        ).view(targets.shape)
-        each = each * counts
-        return each if per_token else each.sum() / counts.sum()
+    def verify(self, inputs: Inputs | Mapping[str, Tensor] | None = None) -> Verification:
+        """Prove on this very model that every hook point is what it is called.
 
-    def _counts(self, arguments: dict[str, Any], given: ModelInput) -> Bool[Tensor, "batch pos"]:
-        """The tokens whose prediction is scored: the answers, or all text where there is none."""
-        tokens: Int[Tensor, "batch pos"] = arguments["input_ids"]
-        if isinstance(given, Inputs):
-            answer = given.positions_mask("answer").to(tokens.device)
-            if answer.any():
-                return answer
-        mask = arguments.get("attention_mask")
-        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-        return real & (tokens != self.cfg.image_token_id)
+        Three forwards and a backward: every hook point fires, the logits equal Hugging Face's with
+        a hook on each, rows of attention patterns sum to one, and what is written reaches the
+        output, or there is a reason why it does not (a block after the one that the projector
+        reads).
+
+        Args:
+            inputs: What to run on; by default a picture of noise with a short question.
+
+        Returns:
+            What was found; print it.
+
+        Raises:
+            VerificationError: Something is not as it should be; the message lists what.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> print(HookedVLM.from_pretrained("shapes-llava").verify())  # doctest: +ELLIPSIS
+            203 hook points; logits equal Hugging Face's, bit for bit, with a hook on each.
+            Rows of attention patterns sum to one within ...
+        """
+        if inputs is None:
+            inputs = self.prepare(images=noise_image(), text="what is this ?")
+        return verify(self, inputs)
 
     # Hooks and cache --------------------------------------------------------------------------
 

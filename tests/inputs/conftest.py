@@ -1,5 +1,7 @@
 """Tiny processors and models for the tests of the inputs."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -75,7 +77,7 @@ def build_processor(
 def build_config(kind: str = "clip") -> LlavaConfig:
     """The config of a tiny LLaVA whose image features are its patch embeddings, not yet mixed."""
     vision_class = CLIPVisionConfig if kind == "clip" else SiglipVisionConfig
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision = vision_class(**sizes, num_attention_heads=2, image_size=32, patch_size=8)
     text = LlamaConfig(
         **sizes, num_attention_heads=2, vocab_size=len(SPECIAL + WORDS), max_position_embeddings=96
@@ -83,7 +85,7 @@ def build_config(kind: str = "clip") -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=SPECIAL.index("<image>"),
+        image_token_index=SPECIAL.index("<image>"),
         vision_feature_layer=-2,  # what enters the only layer (HF fails on 0, which means the same)
         vision_feature_select_strategy="default" if kind == "clip" else "full",
     )

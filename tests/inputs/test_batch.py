@@ -1,10 +1,13 @@
 """Inputs behave as a mapping of tensors, and can be moved and extended."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 
 from tests.inputs.conftest import build_config, build_model, build_processor
+from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
 
 
@@ -15,6 +18,7 @@ def inputs() -> Inputs:
         build_config(),
         images=[Image.new("RGB", (50, 40)), None],
         text=["what color ?", "what ?"],
+        layout=fixed_layout,
     )
 
 
@@ -57,7 +61,7 @@ def test_repr(inputs: Inputs):
 
 
 def test_extend_replays_a_generation(inputs: Inputs):
-    model = build_model()
+    model: Any = build_model()
     generated = model.generate(
         **inputs,
         max_new_tokens=4,

@@ -1,5 +1,6 @@
 """What `prepare` makes fits the model, and what it is given wrong is said before a model runs."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,17 @@ from tests.inputs.conftest import (
     build_processor,
     build_tokenizer,
 )
-from vlm_lens.inputs import Inputs, prepare
+from vlm_lens.geometry import fixed_layout
+from vlm_lens.inputs import Inputs
+from vlm_lens.inputs import prepare as prepare_any
 
 PICTURE = Image.new("RGB", (50, 40), "red")
 WIDE = Image.new("RGB", (90, 20), "blue")
 TEXT = "what color is it ?"
+
+
+# All models here are LLaVAs; tests/inputs/test_families.py has the others.
+prepare = partial(prepare_any, layout=fixed_layout)
 
 
 def run(processor: LlavaProcessor | None = None, **arguments) -> Inputs:

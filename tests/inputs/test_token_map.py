@@ -1,6 +1,7 @@
 """A token map answers what each position is, and box and position are each other's inverse."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from vlm_lens.inputs import PatchGrid, PixelTransform, TokenMap, pixel_transform
+from vlm_lens.geometry import ImageLayout, PatchGrid, PixelTransform, pixel_transform
+from vlm_lens.inputs import TokenMap
 from vlm_lens.inputs.token_map import NO_CELL
 
 GRID = PatchGrid(PixelTransform((60, 40), (24, 16), (0, 0), (24, 16)), 8)  # 2 rows, 3 columns
@@ -17,16 +19,24 @@ GRID = PatchGrid(PixelTransform((60, 40), (24, 16), (0, 0), (24, 16)), 8)  # 2 r
 
 def build(grids: list[PatchGrid], *, n_padding: int = 0, n_class: int = 0) -> TokenMap:
     """Padding, a bos token, the images with a text between them, " what ?" and an answer."""
-    rows = [("<pad>", "padding", "prompt", -1, NO_CELL)] * n_padding
-    rows.append(("<s>", "special", "prompt", -1, NO_CELL))
+    rows = [("<pad>", "padding", "prompt", -1)] * n_padding
+    rows.append(("<s>", "special", "prompt", -1))
     for index, grid in enumerate(grids):
-        cells = [NO_CELL] * n_class + list(np.ndindex(grid.rows, grid.cols))
-        rows += [("<image>", "image", "prompt", index, cell) for cell in cells]
-        rows.append((" and", "text", "prompt", -1, NO_CELL))
-    rows += [(token, "text", "prompt", -1, NO_CELL) for token in (" what", " ?")]
-    rows += [(" red", "text", "answer", -1, NO_CELL)]
+        n_tokens = n_class + grid.rows * grid.cols
+        rows += [("<image>", "image", "prompt", index)] * n_tokens
+        rows.append((" and", "text", "prompt", -1))
+    rows += [(token, "text", "prompt", -1) for token in (" what", " ?")]
+    rows += [(" red", "text", "answer", -1)]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    return TokenMap(*columns, grids=grids, special_tokens=frozenset({"<s>", "</s>", "<pad>"}))
+    special = frozenset({"<s>", "</s>", "<pad>"})
+    layouts = [layout_of(grid, n_class=n_class) for grid in grids]
+    return TokenMap(*columns, layouts=layouts, special_tokens=special)
+
+
+def layout_of(grid: PatchGrid, *, n_class: int = 0) -> ImageLayout:
+    cells: list[Any] = [(0, row, col) for row, col in np.ndindex(grid.rows, grid.cols)]
+    class_tokens: list[Any] = ["class"] * n_class
+    return ImageLayout.of([grid], [grid], n_class=1, tokens=class_tokens + cells)
 
 
 PROCESSORS = st.sampled_from(
@@ -55,7 +65,7 @@ PARTS = st.builds(
 @given(parts=PARTS)
 def test_box_and_position_are_inverse(parts: dict):
     token_map = build(**parts)
-    for image in range(len(token_map.grids)):
+    for image in range(len(token_map.layouts)):
         for pos in token_map.positions("image", image=image):
             if token_map.cells[pos] == NO_CELL:
                 continue
@@ -68,13 +78,13 @@ def test_box_and_position_are_inverse(parts: dict):
 @given(parts=PARTS, data=st.data())
 def test_a_point_lies_in_the_box_of_its_position(parts: dict, data):
     token_map = build(**parts)
-    image = data.draw(st.integers(0, len(token_map.grids) - 1))
-    width, height = token_map.grids[image].transform.original_size
+    image = data.draw(st.integers(0, len(token_map.layouts) - 1))
+    width, height = token_map.grid(image=image).transform.original_size
     x = data.draw(st.floats(0, width, exclude_max=True))
     y = data.draw(st.floats(0, height, exclude_max=True))
     pos = token_map.position(x, y, image=image)
     if pos is None:
-        assert token_map.grids[image].cell(x, y) is None
+        assert token_map.grid(image=image).cell(x, y) is None
     else:
         x0, y0, x1, y1 = token_map.box(pos)
         assert x0 <= x < x1
@@ -87,13 +97,13 @@ def test_a_point_lies_in_the_box_of_its_position(parts: dict, data):
 def test_kinds_split_the_positions(parts: dict):
     token_map = build(**parts)
     everything = list(range(len(token_map)))
-    modalities = ["image", "text", "special", "padding"]
+    modalities: list[Any] = ["image", "audio", "text", "special", "padding"]
     assert sorted(sum((token_map.positions(m) for m in modalities), [])) == everything
-    roles = ["prompt", "answer", "padding"]
+    roles: list[Any] = ["prompt", "answer", "padding"]
     assert sorted(sum((token_map.positions(r) for r in roles), [])) == everything
     for kind in modalities + roles:
         assert token_map.mask(kind).nonzero().flatten().tolist() == token_map.positions(kind)
-    of_images = [token_map.positions("image", image=i) for i in range(len(token_map.grids))]
+    of_images = [token_map.positions("image", image=i) for i in range(len(token_map.layouts))]
     assert sum(of_images, []) == token_map.positions("image")
 
 
@@ -138,16 +148,16 @@ def test_extend():
 
 def test_dataframe():
     frame = build([GRID], n_padding=1).to_dataframe()
-    assert frame.shape == (12, 10)
+    assert frame.shape == (12, 11)
     assert frame.index.name == "position"
     assert frame.loc[7, ["token", "modality", "role"]].tolist() == ["<image>", "image", "prompt"]
-    assert frame.loc[7, ["image", "row", "col", "x0", "y1"]].tolist() == [0, 1, 2, 40.0, 40.0]
-    assert frame.loc[0, ["image", "row", "col"]].tolist() == [-1, -1, -1]
-    assert frame["x0"].isna().sum() == 6
+    assert frame.loc[7, ["image", "view", "row", "col", "x0"]].tolist() == [0, 0, 1, 2, 40.0]
+    assert frame.loc[0, ["image", "view", "row", "col"]].tolist() == [-1, -1, -1, -1]
+    assert frame["x0"].isna().to_numpy().sum() == 6
 
 
 def test_dataframe_without_images():
-    assert build([]).to_dataframe()["x0"].isna().all()
+    assert build([]).to_dataframe()["x0"].isna().to_numpy().all()
 
 
 def test_repr():
@@ -229,5 +239,5 @@ def test_a_map_that_contradicts_itself_is_an_error():
         replace(token_map, modality=["video"] * 11)
     with pytest.raises(ValueError, match="position 0 is special with image_index 0: expected -1"):
         replace(token_map, image_index=[0] * 11)
-    with pytest.raises(ValueError, match="show each patch of its 2x3 grid once, row by row"):
-        replace(token_map, cells=[NO_CELL] * 11)
+    with pytest.raises(ValueError, match="image 0 has 6 positions, but its layout has 7 tokens"):
+        replace(token_map, layouts=[layout_of(GRID, n_class=1)])

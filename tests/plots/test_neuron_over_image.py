@@ -15,7 +15,7 @@ from vlm_lens.plots import neuron_over_image
 def test_patches_lie_where_the_model_sees_them(tiny: Tiny) -> None:
     image = picture(1, size=(50, 34))
     token_map = tiny.model.prepare(images=image, text="what color ?").token_map[0]
-    grid = token_map.grids[0]
+    grid = token_map.grid()
     values = torch.arange(16.0).view(4, 4)
     trace = neuron_over_image(image, values, grid=grid).data[0]
     for row in range(4):
@@ -62,7 +62,7 @@ def test_says_what_it_shows() -> None:
 
 
 def test_refuses_values_and_images_that_do_not_fit_the_grid(llava: Tiny) -> None:
-    grid = llava.inputs("image").token_map[0].grids[0]
+    grid = llava.inputs("image").token_map[0].grid()
     with pytest.raises(ValueError, match="4 rows and 4 columns of values, one per patch, got 2"):
         neuron_over_image(picture(0), np.eye(2), grid=grid)
     with pytest.raises(ValueError, match="pass the original image"):

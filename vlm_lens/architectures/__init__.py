@@ -1,13 +1,34 @@
 """What vlm_lens knows of each model family: one declarative record a family."""
 
-from vlm_lens.architectures.base import Architecture, BlockPaths, ProjectorPaths, StackPaths
-from vlm_lens.architectures.registry import architecture_of, supported_architectures
+from vlm_lens.architectures.base import (
+    Architecture,
+    ArchitectureError,
+    AttentionPaths,
+    BlockPaths,
+    MLPPaths,
+    ProjectorPaths,
+    StackPaths,
+)
+from vlm_lens.architectures.model_types import BLOCKS, blocks_of
+from vlm_lens.architectures.registry import (
+    architecture_of,
+    records,
+    register_architecture,
+    supported_architectures,
+)
 
 __all__ = [
+    "BLOCKS",
     "Architecture",
+    "ArchitectureError",
+    "AttentionPaths",
     "BlockPaths",
+    "MLPPaths",
     "ProjectorPaths",
     "StackPaths",
     "architecture_of",
+    "blocks_of",
+    "records",
+    "register_architecture",
     "supported_architectures",
 ]

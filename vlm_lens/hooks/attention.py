@@ -5,6 +5,10 @@ lets a model choose that function by name, so while a tap inside attention has h
 configuration names ours. It hands the call on to the function the user asked for (sdpa, flash,
 eager). Where scores or pattern are hooked it also runs the model's own eager attention with taps
 around its softmax, and lets that result count only if a hook changed something.
+
+Towers that keep all images in one sequence call that function once for each chunk of it, unless it
+is called "flash"; then they hand over the whole sequence with the chunks' borders. So under such a
+name ours gets it whole, cuts it itself, and can show one pattern for each image.
 """
 
 from __future__ import annotations
@@ -16,17 +20,21 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from vlm_lens.hooks.layout import Layout, put_rows, show_rows
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.tap import Removable, Tap, fire
+from vlm_lens.hooks.tap import Removable, Tap, fire, through
+from vlm_lens.hooks.view import heads_view
 
 OnTensor = Callable[[Tensor], Tensor]
 Deferred = Callable[[], Tensor]
 _PREFIX = "vlm_lens_"
+_WHOLE = _PREFIX + "flash_like_"
 _active: dict[nn.Module, list[AttentionProbe]] = {}
 """Attention modules with hooks inside, and the probes to fire there; empty when no hook is set."""
 
@@ -37,10 +45,20 @@ class AttentionProbe:
     Args:
         module: A Hugging Face attention module that takes its function from `AttentionInterface`.
         rotary: Whether its queries and keys are rotated, so that `rot_q` and `rot_k` exist.
+        layout: Shows the sequence in the plain layout, where the model keeps it in another one.
+        chunked: Whether the module calls its attention function chunk by chunk.
     """
 
-    def __init__(self, module: nn.Module, *, rotary: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rotary: bool,
+        layout: Layout | None = None,
+        chunked: bool = False,
+    ) -> None:
         self.module = module
+        self.layout, self.chunked = layout, chunked
         self.rot_q = Tap(self.wire) if rotary else None
         self.rot_k = Tap(self.wire) if rotary else None
         self.scores = Tap(self.wire)
@@ -53,7 +71,9 @@ class AttentionProbe:
         """Put our attention function in place for one more user of this module."""
         if self._users == 0:
             _active.setdefault(self.module, []).append(self)
-            _use_ours(self.module.config)
+            _use_ours(self.module.config, whole=self.chunked)
+            if self.layout is not None:
+                self.layout.use()
         self._users += 1
         return self
 
@@ -62,6 +82,8 @@ class AttentionProbe:
         self._users -= 1
         if self._users:
             return
+        if self.layout is not None:
+            self.layout.remove()
         _active[self.module].remove(self)
         if not _active[self.module]:
             del _active[self.module]
@@ -70,13 +92,19 @@ class AttentionProbe:
 
     def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire the taps on rotated queries and keys, which hooks see as [batch, pos, head, d]."""
-        if self.rot_q is not None and self.rot_q.has_hooks():
-            query = self.rot_q(query.transpose(1, 2)).transpose(1, 2)
-        if self.rot_k is not None and self.rot_k.has_hooks():
-            key = self.rot_k(key.transpose(1, 2)).transpose(1, 2)
-        return query, key
+        return self._fire(self.rot_q, query), self._fire(self.rot_k, key)
 
-    def keep_call(self, call: Callable[[TorchFunctionMode], Any]) -> None:
+    def _fire(self, tap: Tap | None, value: Tensor) -> Tensor:
+        if tap is None or not tap.has_hooks():
+            return value
+        if self.layout is None:
+            return tap(value.transpose(1, 2)).transpose(1, 2)
+        rows = value.transpose(1, 2).flatten(-2)
+        answer = through(tap, rows, self.layout.view.then(heads_view(value.shape[1])))
+        changed = rows if answer is None else answer
+        return changed.unflatten(-1, (value.shape[1], -1)).transpose(1, 2)
+
+    def keep_call(self, call: Callable[[_AroundSoftmax], Any]) -> None:
         """Keep, if asked to remember, how to compute this call's scores and pattern."""
         if self.remembers:
             self.last_call = partial(_scores_and_pattern, call)
@@ -121,6 +149,8 @@ class _AroundSoftmax(TorchFunctionMode):
     def __init__(self, on_scores: OnTensor, on_pattern: OnTensor) -> None:
         super().__init__()
         self.on_scores, self.on_pattern = on_scores, on_pattern
+        self.real_rows: Bool[Tensor, "image patch"] | None = None
+        """Which rows stand for patches, where some only fill an image up; the others are zero."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
@@ -128,10 +158,13 @@ class _AroundSoftmax(TorchFunctionMode):
             return func(*args, **kwargs)
         scores = self.on_scores(args[0])
         # Hooks see the pattern in the model's dtype, as the product with the values does.
-        return self.on_pattern(func(scores, *args[1:], **kwargs).to(scores.dtype))
+        pattern = func(scores, *args[1:], **kwargs).to(scores.dtype)
+        if self.real_rows is not None and not self.real_rows.all():
+            pattern = pattern * self.real_rows[:, None, :, None]
+        return self.on_pattern(pattern)
 
 
-def _scores_and_pattern(call: Callable[[TorchFunctionMode], Any]) -> tuple[Tensor, Tensor]:
+def _scores_and_pattern(call: Callable[[_AroundSoftmax], Any]) -> tuple[Tensor, Tensor]:
     seen: list[Tensor] = []
 
     def see(tensor: Tensor) -> Tensor:
@@ -172,15 +205,12 @@ def _attention(
     probes = _active.get(module, [])
     for probe in probes:
         query, key = probe.rotate(query, key)
-
-    def eager(mode: TorchFunctionMode, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        mask = _additive_mask(attention_mask, q, k, _is_causal(module, kwargs, base))
-        with mode:
-            return _eager_of(module)(module, q, k, v, mask, **kwargs)
-
+    layout = next((probe.layout for probe in probes if probe.layout is not None), None)
+    index = None if layout is None else layout.known_index()
+    open_call = partial(_in_the_open, module, attention_mask, base, index, kwargs)
     q, k = query.detach(), key.detach()
     for probe in probes:  # the pattern does not depend on the values, so they are not kept
-        probe.keep_call(partial(eager, q=q, k=k, v=k))
+        probe.keep_call(partial(open_call, q=q, k=k, v=k))
     scores = [probe.scores for probe in probes if probe.scores.has_hooks()]
     pattern = [probe.pattern for probe in probes if probe.pattern.has_hooks()]
     theirs = partial(_theirs, base, module, query, key, value, attention_mask, **kwargs)
@@ -188,23 +218,92 @@ def _attention(
         return theirs()
     fire_all = _FireAll()
     around = _AroundSoftmax(partial(fire_all, scores), partial(fire_all, pattern))
-    recomputed, weights = eager(around, query, key, value)
+    recomputed, weights = open_call(around, q=query, k=key, v=value)
     if fire_all.changed:
         return recomputed, weights
     output, their_weights = theirs()
     return unless_changed(output, recomputed, False), their_weights
 
 
+def _in_the_open(
+    module: nn.Module,
+    mask: Tensor | None,
+    base: str,
+    index: Int[Tensor, "image patch"] | None,
+    kwargs: dict[str, Any],
+    mode: _AroundSoftmax,
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The model's own eager attention under a mode that looks into it."""
+    if index is None:
+        additive = _additive_mask(mask, q, k, _is_causal(module, kwargs, base))
+        with mode:
+            return _eager_of(module)(module, q, k, v, additive, **kwargs)
+    kwargs, borders = _without_borders(kwargs)
+    by_image = [_by_image(tensor, index) for tensor in (q, k, v)]
+    additive = _mask_by_image(index.to(q.device), borders, q.dtype)
+    mode.real_rows = index.to(q.device) >= 0
+    with mode:
+        output, weights = _eager_of(module)(module, *by_image, additive, **kwargs)
+    empty = v.transpose(1, 2).flatten(-2)
+    return put_rows(output.flatten(-2), empty, index).unflatten(-1, output.shape[2:]), weights
+
+
+def _by_image(tensor: Tensor, index: Int[Tensor, "image patch"]) -> Tensor:
+    """[1, head, row, d] as [image, head, patch, d]."""
+    rows = show_rows(tensor.transpose(1, 2).flatten(-2), index)
+    return rows.unflatten(-1, (tensor.shape[1], -1)).transpose(1, 2)
+
+
+def _mask_by_image(
+    index: Int[Tensor, "image patch"], borders: Tensor | None, dtype: torch.dtype
+) -> Float[Tensor, "image 1 patch patch"]:
+    """Additive mask: patches see the real patches of their image, within the chunk they are in."""
+    rows = index.clamp(min=0)
+    allowed = (index >= 0)[:, None, :].expand(-1, index.shape[1], -1)
+    if borders is not None:
+        chunks = torch.bucketize(rows, borders.to(index.device), right=True)
+        allowed = allowed & (chunks[:, :, None] == chunks[:, None, :])
+    additive = torch.zeros(allowed.shape, dtype=dtype, device=index.device)
+    additive = additive.masked_fill(~allowed, torch.finfo(dtype).min)
+    return additive[:, None]
+
+
+def _without_borders(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+    """Arguments without those for packed sequences, and where the chunks begin and end."""
+    packed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    rest = {name: value for name, value in kwargs.items() if name not in packed}
+    return rest, kwargs.get("cu_seq_lens_q")
+
+
 def _theirs(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     """The attention function that the user asked for."""
+    if "cu_seq_lens_q" in kwargs and "flash" not in base:
+        return _theirs_by_chunk(base, module, *args, **kwargs)
     if base == "eager":
         return _eager_of(module)(module, *args, **kwargs)
     config: Any = module.config
+    ours = config._attn_implementation_internal
     config._attn_implementation_internal = base  # flash attention reads its own name from there
     try:
         return AttentionInterface()[base](module, *args, **kwargs)
     finally:
-        config._attn_implementation_internal = _PREFIX + base
+        config._attn_implementation_internal = ours
+
+
+def _theirs_by_chunk(
+    base: str, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """As the model does it where its attention is not called flash: chunk after chunk."""
+    kwargs, borders = _without_borders(kwargs)
+    assert borders is not None
+    lengths = borders.diff().tolist()
+    chunks = zip(*(tensor.split(lengths, dim=2) for tensor in (q, k, v)), strict=True)
+    outputs = [_theirs(base, module, *chunk, mask, **kwargs)[0] for chunk in chunks]
+    return torch.cat(outputs, dim=1), None
 
 
 def _eager_of(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -244,11 +343,11 @@ def _additive_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool
     return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
 
-def _use_ours(config: Any) -> None:
+def _use_ours(config: Any, *, whole: bool) -> None:
     base = config._attn_implementation or "eager"
     if base.startswith(_PREFIX):
         return
-    ours = _PREFIX + base
+    ours = (_WHOLE if whole else _PREFIX) + base
     AttentionInterface.register(ours, partial(_attention, base=base))
     if base in AttentionMaskInterface():  # a custom function may do without a mask
         AttentionMaskInterface.register(ours, AttentionMaskInterface()[base])
@@ -257,4 +356,4 @@ def _use_ours(config: Any) -> None:
 
 def _use_theirs(config: Any) -> None:
     current = config._attn_implementation_internal
-    config._attn_implementation_internal = current.removeprefix(_PREFIX)
+    config._attn_implementation_internal = current.removeprefix(_WHOLE).removeprefix(_PREFIX)

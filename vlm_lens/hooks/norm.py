@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_lens.hooks.layout import Layout
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.tap import Removable, Tap, fire
+from vlm_lens.hooks.tap import Removable, Tap, fire, recomputed_modules
 
 
 class NormProbe:
@@ -17,19 +18,29 @@ class NormProbe:
     `scale` is ``sqrt(mean(x ** 2) + eps)``, of the centred x in a LayerNorm, in float32 and
     ``[..., 1]``; `normalized` is ``x / scale`` in the model's dtype, before weight and bias (both
     as in TransformerLens).
+
+    Args:
+        module: The norm.
+        offset: What is added to the weight before it is multiplied with (1 in Gemma).
+        layout: Shows what the norm works on in the plain layout.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, *, offset: float = 0.0, layout: Layout | None = None
+    ) -> None:
         self.module = module
+        self.offset = offset
+        self._view = None if layout is None else layout.view
         self.centered = isinstance(module, nn.LayerNorm)
-        self.scale = Tap(self._wire)
-        self.normalized = Tap(self._wire)
+        wire = self._wire if layout is None else layout.wire(self._wire)
+        self.scale, self.normalized = Tap(wire), Tap(wire)
         self._users = 0
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def _wire(self, _tap: Tap) -> Removable:
         if self._handle is None:
             self._handle = self.module.register_forward_hook(self._on_forward, prepend=True)
+            recomputed_modules.add(self.module)
         self._users += 1
         return self
 
@@ -39,6 +50,7 @@ class NormProbe:
         if self._users == 0 and self._handle is not None:
             self._handle.remove()
             self._handle = None
+            recomputed_modules.discard(self.module)
 
     def _on_forward(self, _module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         recomputed = self._recompute(args[0])
@@ -51,17 +63,29 @@ class NormProbe:
             centered = centered - centered.mean(-1, keepdim=True)
         norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no temporary of x's size
         scale = (norm.square() / x.shape[-1] + self.eps).sqrt()
-        scale, scale_changed = fire(self.scale, scale) if self.scale.has_hooks() else (scale, False)
+        scale, scale_changed = self._fire(self.scale, scale)
         if not (scale_changed or self.normalized.has_hooks() or centered.requires_grad):
             return None
-        normalized, changed = fire(self.normalized, (centered / scale).to(x.dtype))
+        normalized, changed = self._fire(self.normalized, (centered / scale).to(x.dtype))
         if not (changed or scale_changed or centered.requires_grad):
             return None
-        return self._affine(normalized), changed or scale_changed
+        # The model may go on with a view, which a norm's own output, being contiguous, allows.
+        return self._affine(normalized).contiguous(), changed or scale_changed
+
+    def _fire(self, tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
+        """The tensor as a tap's hooks leave it, and whether they changed it."""
+        if not tap.has_hooks() or self._view is None:
+            return fire(tap, value) if tap.has_hooks() else (value, False)
+        answer, changed = fire(tap, self._view.show(value))
+        through = changed or torch.is_grad_enabled()
+        return (self._view.put_back(answer, value) if through else value), changed
 
     def _affine(self, normalized: Tensor) -> Tensor:
         module: Any = self.module
-        weighted = normalized * module.weight
+        weight = getattr(module, "weight", None)
+        if weight is None:  # a norm without weight and bias
+            return normalized
+        weighted = normalized * (weight + self.offset if self.offset else weight)
         bias = getattr(module, "bias", None)
         return weighted if bias is None else weighted + bias
 

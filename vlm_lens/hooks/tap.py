@@ -6,13 +6,17 @@ loses its last one. A model whose taps are idle therefore *is* the Hugging Face 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint, LensHandle
+from transformers.utils import ModelOutput
+
+from vlm_lens.hooks.view import View
 
 
 @runtime_checkable
@@ -21,6 +25,9 @@ class Removable(Protocol):
 
     def remove(self) -> None: ...
 
+
+recomputed_modules: WeakSet[nn.Module] = WeakSet()
+"""Modules whose output a probe of ours is about to replace with its own."""
 
 Wire = Callable[["Tap"], Removable]
 
@@ -72,22 +79,6 @@ class Tap(HookPoint):
             self._wired = None
 
 
-@dataclass(frozen=True)
-class View:
-    """How a hook sees the model's tensor, and how its answer goes back."""
-
-    to_hook: Callable[[Tensor], Tensor]
-    to_model: Callable[[Tensor], Tensor]
-
-
-def heads_view(n_heads: int) -> View:
-    """Show ``[..., heads * d_head]`` as ``[..., heads, d_head]``."""
-    return View(
-        to_hook=lambda x: x.unflatten(-1, (n_heads, -1)),
-        to_model=lambda x: x.flatten(-2),
-    )
-
-
 def fire(tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
     """Pass a tensor through a tap, and say whether its hooks changed the values.
 
@@ -104,7 +95,7 @@ def fire(tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
 
 
 def output_of(module: nn.Module, *, view: View | None = None) -> Wire:
-    """Wire a tap to a module's output: a tensor, or the first element of a tuple.
+    """Wire a tap to a module's output: a tensor, or the first one of several.
 
     The PyTorch hook is put in front of those already there, so that whatever Hugging Face records
     of this module (hidden states that a projector selects) is what the tap's hooks returned.
@@ -112,52 +103,65 @@ def output_of(module: nn.Module, *, view: View | None = None) -> Wire:
 
     def wire(tap: Tap) -> Removable:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            value = output[0] if isinstance(output, tuple) else output
-            answer = _through(tap, value, view)
-            if answer is None:
-                return None
-            return (answer, *output[1:]) if isinstance(output, tuple) else answer
+            answer = through(tap, output if isinstance(output, Tensor) else output[0], view)
+            return None if answer is None else _with_first(output, answer)
 
-        return module.register_forward_hook(hook, prepend=True)
+        # A norm that a probe computes again is the probe's own output: the tap comes after it.
+        return module.register_forward_hook(hook, prepend=module not in recomputed_modules)
 
     return wire
 
 
-def input_of(
-    module: nn.Module, *, keyword: str = "hidden_states", view: View | None = None
-) -> Wire:
-    """Wire a tap to a module's input: its first positional argument, or a keyword argument."""
+def _with_first(output: Any, answer: Tensor) -> Any:
+    """A module's output with another first tensor."""
+    if isinstance(output, Tensor):
+        return answer
+    if isinstance(output, ModelOutput):
+        return type(output)(**{**output, next(iter(output)): answer})
+    return (answer, *output[1:])
+
+
+def input_of(module: nn.Module, *, keyword: str | None = None, view: View | None = None) -> Wire:
+    """Wire a tap to a module's input: its first argument, or the keyword argument of that name."""
+    name = keyword or _first_parameter(module)
 
     def wire(tap: Tap) -> Removable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
-            value = args[0] if args else kwargs[keyword]
-            answer = _through(tap, value, view)
+            value = args[0] if args else kwargs[name]
+            answer = through(tap, value, view)
             if answer is None:
                 return None
-            return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: answer})
+            return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     return wire
 
 
-def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wire:
+def _first_parameter(module: nn.Module) -> str:
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
+def shared_input_of(module: nn.Module, *, view: View | None = None) -> Wire:
     """Wire a tap to an input that the caller goes on using (a residual stream before its norm).
 
     Replacing the argument would change the norm's input and leave the residual branch as it was.
     So what hooks answer is put into the tensor that both branches share.
     """
+    name = _first_parameter(module)
 
     def wire(tap: Tap) -> Removable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            shared = args[0] if args else kwargs[keyword]
+            shared = args[0] if args else kwargs[name]
             if torch.is_grad_enabled():
                 # Hooks see a copy, which stays as it was for backward; they may also change the
                 # gradient alone, so their answer always counts.
-                shared.copy_(tap(shared.clone()))
+                copy = shared.clone()
+                answer = through(tap, copy, view)
+                shared.copy_(copy if answer is None else answer)
                 return
-            answer = tap(shared)
-            if answer is not shared:  # other memory, so that what a cache kept is not overwritten
+            answer = through(tap, shared, view)
+            if answer is not None:  # other memory, so that what a cache kept is not overwritten
                 shared.data = answer.to(shared).expand_as(shared)  # fits or fails, like copy_
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -165,10 +169,11 @@ def shared_input_of(module: nn.Module, *, keyword: str = "hidden_states") -> Wir
     return wire
 
 
-def _through(tap: Tap, value: Tensor, view: View | None) -> Tensor | None:
+def through(tap: Tap, value: Tensor, view: View | None) -> Tensor | None:
     """The tap's answer in the model's layout, or None where the model's own tensor stands."""
-    seen = value if view is None else view.to_hook(value)
-    answer = tap(seen)
-    if answer is seen:
-        return None
-    return answer if view is None else view.to_model(answer)
+    if view is None:
+        answer = tap(value)
+        return None if answer is value else answer
+    answer, changed = fire(tap, view.show(value))
+    # With gradients, what hooks saw must be on the way from the input to the output.
+    return view.put_back(answer, value) if changed or torch.is_grad_enabled() else None

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vlm_lens.inputs.positions import PER_POSITION, lengthen
 from vlm_lens.inputs.token_map import Kind, TokenMap
 
 
@@ -21,15 +22,16 @@ class Inputs(Mapping[str, Tensor]):
 
     Attributes:
         tensors: ``input_ids`` and ``attention_mask`` of shape (batch, pos), padded on the left;
-            with images also ``pixel_values`` (images, 3, height, width), all samples' images in
-            order.
+            with images also ``pixel_values``, all samples' images in order, and whatever else the
+            model's forward needs to place them.
         token_map: One map per sample.
         images: The original images of each sample, in RGB.
         texts: The prompt of each sample as it went into the tokenizer, each image as one
             placeholder.
         batched: False if a single prompt came in rather than a list of them.
         tokenizer: Turns the token ids of an answer into text.
-        image_token_id: The id at image positions.
+        image_token_id: The id at image (or audio) positions; None where a mask marks them.
+        answer_type: What ``token_type_ids`` are at an answer.
     """
 
     tensors: dict[str, Tensor]
@@ -38,7 +40,8 @@ class Inputs(Mapping[str, Tensor]):
     texts: list[str]
     batched: bool
     tokenizer: PreTrainedTokenizerBase
-    image_token_id: int
+    image_token_id: int | None
+    answer_type: int = 0
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
@@ -69,8 +72,12 @@ class Inputs(Mapping[str, Tensor]):
         return self.tensors["attention_mask"]
 
     @property
-    def pixel_values(self) -> Float[Tensor, "images channels height width"] | None:
-        """All samples' processed images in order; None where no sample has any."""
+    def pixel_values(self) -> Float[Tensor, "..."] | None:
+        """All samples' processed images in order; None where no sample has any.
+
+        Their shape is the family's: (images, channels, height, width) in most, with an axis of
+        tiles in some, and (patches, channels * pixels) in Qwen-VL.
+        """
         return self.tensors.get("pixel_values")
 
     @property
@@ -98,6 +105,25 @@ class Inputs(Mapping[str, Tensor]):
         masks = torch.stack([token_map.mask(kind) for token_map in self.token_map])
         return masks.to(self.input_ids.device)
 
+    def view_rows(self, *, sample: int = 0, image: int = 0) -> slice:
+        """Returns where an image's views lie among those that the encoder sees of the batch.
+
+        Hooks of the encoder show ``[views, patches, d]`` of all samples; these rows of it belong
+        to one image, and are what `TokenMap.patch_heatmap` takes.
+
+        Args:
+            sample: Which of the batch's samples.
+            image: Which of the sample's images.
+
+        Raises:
+            IndexError: There is no such sample or image.
+        """
+        maps = self.token_map[:sample]
+        before = [layout for token_map in maps for layout in token_map.layouts]
+        before += self.token_map[sample].layouts[:image]
+        start = sum(len(layout.views) for layout in before)
+        return slice(start, start + len(self.token_map[sample].layouts[image].views))
+
     def extend(self, tokens: Int[Tensor, "batch pos_total"]) -> "Inputs":
         """Returns the inputs that replay a generation in one forward pass.
 
@@ -123,17 +149,21 @@ class Inputs(Mapping[str, Tensor]):
                 "answer together"
             )
         answers = tokens[:, length:]
-        if (answers == self.image_token_id).any():
+        if self.image_token_id is not None and (answers == self.image_token_id).any():
             raise ValueError(
                 f"an answer holds the image token (id {self.image_token_id}), for which there is "
                 "no image: keep the model from generating it"
             )
-        mask = torch.cat([self.attention_mask, torch.ones_like(answers)], dim=1)
         maps = [
             token_map.extend(token_strings(self.tokenizer, answer.tolist()))
             for token_map, answer in zip(self.token_map, answers, strict=True)
         ]
-        tensors = {**self.tensors, "input_ids": tokens, "attention_mask": mask}
+        longer = {
+            name: lengthen(name, value, answers.shape[1], answer_type=self.answer_type)
+            for name, value in self.items()
+            if name in PER_POSITION
+        }
+        tensors = {**self.tensors, **longer, "input_ids": tokens}
         return replace(self, tensors=tensors, token_map=maps)
 
 

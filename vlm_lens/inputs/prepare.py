@@ -1,18 +1,28 @@
-"""Turn images and texts into the inputs of a model."""
+"""Turn images, sounds and texts into the inputs of a model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from PIL import Image
-from transformers import LlavaConfig, LlavaProcessor
+import torch
+from torch import Tensor
 
+from vlm_lens.geometry.fixed import n_class_tokens
 from vlm_lens.inputs.batch import Inputs
-from vlm_lens.inputs.encode import check_length, collate, encode, n_class_tokens, token_maps
-from vlm_lens.inputs.geometry import PatchGrid, pixel_transform
-from vlm_lens.inputs.images import ImageSource, load_image
+from vlm_lens.inputs.encode import (
+    EncodedSample,
+    MediaLayout,
+    answer_type,
+    check_length,
+    collate,
+    encode,
+    token_maps,
+)
+from vlm_lens.inputs.images import load_image
+from vlm_lens.inputs.media import Medium, medium_of
 from vlm_lens.inputs.prompts import Prompt, render_prompt
-from vlm_lens.inputs.samples import Images, split_samples
+from vlm_lens.inputs.samples import Images, RawSample, split_samples
+from vlm_lens.inputs.sounds import Sounds, load_sound
 
 # CLIP's processors resize the short edge first and crop then: an image of 10000 x 1 pixels would
 # take gigabytes in between.
@@ -20,12 +30,14 @@ _MAX_RESIZED_PIXELS = 100_000_000
 
 
 def prepare(
-    processor: LlavaProcessor,
-    config: LlavaConfig,
+    processor: Any,
+    config: Any,
     *,
     images: Images | Sequence[Images] = None,
     text: Prompt | Sequence[Prompt],
     answer: str | Sequence[str] | None = None,
+    audio: Sounds | Sequence[Sounds] = None,
+    layout: Callable[..., MediaLayout],
 ) -> Inputs:
     """Prepares images and texts for a model, and maps its positions to the images' pixels.
 
@@ -40,6 +52,10 @@ def prepare(
             placeholders and a newline are put in front.
         answer: A text per prompt to put behind it, for teacher forcing. It is tokenized by itself,
             so that the prompt's tokens are the same with and without it.
+        audio: For a model of sounds, those instead of images: arrays of samples at the sampling
+            rate of the processor's feature extractor.
+        layout: Says what becomes of an image or a sound in this family of models, e.g.
+            `vlm_lens.geometry.fixed_layout`.
 
     Returns:
         The inputs, on the CPU, padded on the left.
@@ -60,6 +76,8 @@ def prepare(
         >>> vocabulary = {word: i for i, word in enumerate(words)}
         >>> backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
         >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> from transformers import LlavaConfig, LlavaProcessor
+        >>> from vlm_lens.geometry import fixed_layout
         >>> processor = LlavaProcessor(
         ...     image_processor=CLIPImageProcessorPil(),
         ...     tokenizer=PreTrainedTokenizerFast(
@@ -73,7 +91,9 @@ def prepare(
         ... )
         >>> config = LlavaConfig(image_token_id=1, vision_config=CLIPVisionConfig())
         >>> picture = Image.new("RGB", (640, 480))
-        >>> inputs = prepare(processor, config, images=picture, text="what color ?")
+        >>> inputs = prepare(
+        ...     processor, config, images=picture, text="what color ?", layout=fixed_layout
+        ... )
         >>> inputs
         Inputs(1 sample(s) of 52 positions, 1 image(s): input_ids [1, 52], attention_mask [1, 52], \
 pixel_values [1, 3, 224, 224], on cpu)
@@ -82,79 +102,130 @@ pixel_values [1, 3, 224, 224], on cpu)
         >>> inputs.token_map[0].positions("text")
         [49, 50, 51]
     """
+    medium = medium_of(processor, config)
     check_processor(processor, config)
-    raw, batched = split_samples(images, text, answer, image_token=processor.image_token)
-    texts = [
-        render_prompt(processor, sample.prompt, n_images=len(sample.sources), sample=i)
-        for i, sample in enumerate(raw)
+    other = images if medium.name == "audio" else audio
+    if other is not None:
+        raise TypeError(
+            f"{type(processor).__name__} takes {medium.name}s besides text, and nothing else: pass "
+            f"{'audio=' if medium.name == 'audio' else 'images='}"
+        )
+    sources = audio if medium.name == "audio" else images
+    raw, batched = split_samples(sources, text, answer, placeholder=medium.token)
+    rows = [
+        _encode(processor, config, entry, medium=medium, layout=layout, index=i)
+        for i, entry in enumerate(raw)
     ]
-    pictures = [
-        [_load(source, image=j, sample=i) for j, source in enumerate(sample.sources)]
-        for i, sample in enumerate(raw)
-    ]
-    grids = [[_grid(picture, processor) for picture in entry] for entry in pictures]
-    answers = [sample.answer for sample in raw]
-    rows = zip(texts, answers, pictures, grids, strict=True)
-    samples = [encode(processor, *row) for row in rows]
-    for i, sample in enumerate(samples):
-        check_length(sample, config, index=i)
+    samples = [sample for sample, _, _ in rows]
+    pictures = [media for _, media, _ in rows] if medium.name == "image" else [[] for _ in rows]
     return Inputs(
-        tensors=collate(samples, processor.tokenizer),
-        token_map=token_maps(samples, processor),
+        tensors={**collate(samples, processor), **_decoder_inputs(raw, processor, config)},
+        token_map=token_maps(samples, processor, medium),
         images=pictures,
-        texts=texts,
+        texts=[text for _, _, text in rows],
         batched=batched,
         tokenizer=processor.tokenizer,
-        image_token_id=config.image_token_id,
+        image_token_id=medium.token_id,
+        answer_type=answer_type(processor),
     )
 
 
-def check_processor(processor: LlavaProcessor, config: LlavaConfig) -> None:
+def _encode(
+    processor: Any,
+    config: Any,
+    raw: RawSample,
+    *,
+    medium: Medium,
+    layout: Callable[..., MediaLayout],
+    index: int,
+) -> tuple[EncodedSample, list[Any], str]:
+    """One sample with its images or sounds and its prompt."""
+    n_media = len(raw.sources)
+    text = render_prompt(processor, raw.prompt, medium=medium, n_media=n_media, sample=index)
+    load = load_image if medium.name == "image" else load_sound
+    media = [_load(load, source, medium.name, i, index) for i, source in enumerate(raw.sources)]
+    if medium.name == "image":
+        layouts = [layout(processor, config, m.size, n_images=n_media) for m in media]
+        _check_resized_size(layouts)
+    else:
+        layouts = [layout(processor, config, len(m)) for m in media]
+    answer = None if _is_encoder_decoder(config) else raw.answer
+    sample = encode(processor, text, answer, media, layouts, medium=medium, index=index)
+    check_length(sample, config, medium, index=index)
+    return sample, media, text
+
+
+def check_processor(processor: Any, config: Any) -> None:
     """Checks that a processor makes what a model expects.
 
     Raises:
-        TypeError: It has no image processor or no tokenizer.
         ValueError: Its settings differ from the model's config.
     """
-    for part in ("image_processor", "tokenizer"):
-        if getattr(processor, part, None) is None:
-            raise TypeError(
-                f"expected a processor with an image processor and a tokenizer, but "
-                f"{type(processor).__name__} has no {part}: load it with AutoProcessor"
-            )
-    vision_config: Any = config.vision_config
+    vision_config = getattr(config, "vision_config", None)
     settings = {
-        "image_token_id": config.image_token_id,
-        "patch_size": vision_config.patch_size,
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "patch_size": getattr(vision_config, "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        "image_token_id": getattr(config, "image_token_id", None),
     }
     for name, expected in settings.items():
-        if getattr(processor, name) != expected:
+        made = _made(processor, name)
+        if expected is not None and made and expected not in made:
             raise ValueError(
-                f"the processor's {name} is {getattr(processor, name)!r}, but the model's is "
-                f"{expected!r}: use the model's own processor, or set processor.{name}"
+                f"the processor's {name} is {made[0]!r}, but the model's is {expected!r}: use the "
+                f"model's own processor, or set processor.{name}"
             )
-    if n_class_tokens(processor) < 0:
+    if hasattr(processor, "num_additional_image_tokens") and n_class_tokens(processor) < 0:
         raise ValueError(
             "the processor drops a class token (vision_feature_select_strategy='default') that it "
             "does not count: set processor.num_additional_image_tokens=1"
         )
 
 
-def _load(source: ImageSource, *, image: int, sample: int) -> Image.Image:
+def _made(processor: Any, name: str) -> list[Any]:
+    """What a processor has for a setting of the model; nothing where it has no such setting."""
+    if name == "image_token_id" and hasattr(processor, "image_token_id"):
+        # Some families write another token than the prompt's placeholder where the image goes.
+        return list(processor.image_token_ids)
+    return [getattr(processor, name)] if hasattr(processor, name) else []
+
+
+def _load(load: Callable[[Any], Any], source: object, name: str, index: int, sample: int) -> Any:
     try:
-        return load_image(source)
+        return load(source)
     except (OSError, TypeError, ValueError) as error:
-        error.add_note(f"This is image {image} of sample {sample}.")
+        error.add_note(f"This is {name} {index} of sample {sample}.")
         raise
 
 
-def _grid(picture: Image.Image, processor: Any) -> PatchGrid:
-    transform = pixel_transform(picture.size, processor.image_processor)
-    if math.prod(transform.resized_size) > _MAX_RESIZED_PIXELS:
-        width, height = transform.resized_size
-        raise ValueError(
-            f"an image of {picture.width}x{picture.height} pixels is too long and narrow: the "
-            f"image processor would enlarge it to {width}x{height} before cropping it: crop it"
-        )
-    return PatchGrid(transform, processor.patch_size)
+def _check_resized_size(layouts: list[Any]) -> None:
+    for view in (view for layout in layouts for view in layout.views):
+        width, height = view.transform.resized_size
+        if math.prod((width, height)) > _MAX_RESIZED_PIXELS:
+            original = "x".join(map(str, view.transform.original_size))
+            raise ValueError(
+                f"an image of {original} pixels is too long and narrow: the image processor would "
+                f"enlarge it to {width}x{height} before cropping it: crop it"
+            )
+
+
+def _is_encoder_decoder(config: Any) -> bool:
+    return bool(config.get_text_config().is_encoder_decoder)
+
+
+def _decoder_inputs(raw: list[RawSample], processor: Any, config: Any) -> dict[str, Tensor]:
+    """What the decoder of an encoder-decoder model starts with: its start token, and answers."""
+    if not _is_encoder_decoder(config):
+        return {}
+    tokenizer, text_config = processor.tokenizer, config.get_text_config()
+    answers = [
+        tokenizer(entry.answer, add_special_tokens=False)["input_ids"] if entry.answer else []
+        for entry in raw
+    ]
+    longest = max(map(len, answers))
+    start, pad = text_config.decoder_start_token_id, text_config.pad_token_id
+    ids = [[pad] * (longest - len(answer)) + [start, *answer] for answer in answers]
+    mask = [[0] * (longest - len(answer)) + [1] * (len(answer) + 1) for answer in answers]
+    tensors = {"decoder_input_ids": torch.tensor(ids)}
+    if len(set(map(len, answers))) > 1:
+        tensors["decoder_attention_mask"] = torch.tensor(mask)
+    return tensors

@@ -1,28 +1,33 @@
-"""Turn what a user writes into the prompt text of a processor, one placeholder per image."""
+"""Turn what a user writes into a processor's prompt, one placeholder per image or sound."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import LlavaProcessor
+from vlm_lens.inputs.media import Medium
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
-def render_prompt(processor: LlavaProcessor, prompt: Prompt, *, n_images: int, sample: int) -> str:
-    """Writes out a prompt with one placeholder per image, ready for the tokenizer.
+def render_prompt(
+    processor: Any, prompt: Prompt, *, medium: Medium, n_media: int, sample: int
+) -> str:
+    """Writes out a prompt with one placeholder per image or sound, ready for the processor.
 
     Args:
-        processor: Its image token and chat template are used; the template may be its tokenizer's.
+        processor: Its chat template is used, or its tokenizer's.
         prompt: A text or chat messages.
 
-            - A text that holds the image token or another special token is a finished prompt and
+            - A text that holds the placeholder or another special token is a finished prompt and
               stays as it is.
             - Any other text becomes a user's message behind its images, and goes through the chat
               template. Without a template, it follows the placeholders on a line of its own.
             - Chat messages go through the chat template. If none of them holds an image, the
               images go in front of the first message of the user.
-        n_images: How many images belong to the prompt.
+        medium: What the model takes besides text. A processor that places an image by itself gets
+            the prompt without placeholders.
+        n_media: How many images or sounds belong to the prompt.
         sample: The prompt's place in its batch, for error messages.
 
     Raises:
@@ -30,43 +35,99 @@ def render_prompt(processor: LlavaProcessor, prompt: Prompt, *, n_images: int, s
         ValueError: The prompt is empty, it has another number of placeholders than of images, or
             it consists of messages and there is no chat template.
     """
+    if not medium.in_prompt and n_media > 1:
+        raise ValueError(
+            f"sample {sample}: {type(processor).__name__} takes one image per prompt, got "
+            f"{n_media}: pass the images one by one"
+        )
+    writer = _Writer(processor, medium, n_media if medium.in_prompt else 0)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"sample {sample}: the prompt is empty ({prompt!r}): write some text")
-        text = _render_text(processor, prompt, n_images)
+        text = writer.text(prompt)
     else:
         _check_messages(prompt, sample)
-        text = _render_messages(processor, prompt, n_images, sample)
-    placeholders = text.count(processor.image_token)
-    if placeholders != n_images:
+        text = writer.messages(prompt, sample)
+    placeholders = text.count(medium.token)
+    if placeholders != writer.n_media:
         raise ValueError(
-            f"sample {sample}: the prompt has {placeholders} {processor.image_token!r} "
-            f"placeholder(s), but {n_images} image(s) came with it: pass one image per "
-            f"placeholder, in the prompt's order. The whole prompt is {text!r}"
+            f"sample {sample}: the prompt has {placeholders} {medium.token!r} placeholder(s), but "
+            f"{n_media} {medium.name}(s) came with it: {_remedy(medium)}. The whole prompt is "
+            f"{text!r}"
         )
     return text
 
 
-def _render_text(processor: LlavaProcessor, text: str, n_images: int) -> str:
-    special = [processor.image_token, *processor.tokenizer.all_special_tokens]
-    if any(token in text for token in special):
-        return text
-    if _template(processor) is None:
-        return processor.image_token * n_images + "\n" * bool(n_images) + text
-    return _apply_template(processor, _with_images([{"role": "user", "content": text}], n_images))
+def _remedy(medium: Medium) -> str:
+    if medium.in_prompt:
+        return f"pass one {medium.name} per placeholder, in the prompt's order"
+    return "leave the placeholder out, the processor puts the image in front by itself"
 
 
-def _render_messages(
-    processor: LlavaProcessor, messages: Sequence[Message], n_images: int, sample: int
-) -> str:
-    if _template(processor) is None:
-        raise ValueError(
-            f"sample {sample}: chat messages need a chat template, and neither the processor nor "
-            "its tokenizer has one: write the prompt as a str"
-        )
-    if not any(_holds_image(message, processor.image_token) for message in messages):
-        messages = _with_images(messages, n_images)
-    return _apply_template(processor, messages)
+@dataclass(frozen=True)
+class _Writer:
+    """Writes prompts for one processor."""
+
+    processor: Any
+    medium: Medium
+    n_media: int
+
+    def text(self, text: str) -> str:
+        special = [self.medium.token, *self.processor.tokenizer.all_special_tokens]
+        if any(token in text for token in special):
+            return text
+        if self._template is None:
+            return self.medium.token * self.n_media + "\n" * bool(self.n_media) + text
+        return self._apply(self._with_media([{"role": "user", "content": text}]))
+
+    def messages(self, messages: Sequence[Message], sample: int) -> str:
+        if self._template is None:
+            raise ValueError(
+                f"sample {sample}: chat messages need a chat template, and neither the processor "
+                "nor its tokenizer has one: write the prompt as a str"
+            )
+        if not any(self._holds_medium(message) for message in messages):
+            messages = self._with_media(messages)
+        return self._apply(messages)
+
+    @property
+    def _template(self) -> str | dict[str, str] | None:
+        own = getattr(self.processor, "chat_template", None)
+        return own or self.processor.tokenizer.chat_template
+
+    def _is_medium(self, part: Message) -> bool:
+        return part.get("type") in (self.medium.name, f"{self.medium.name}_url")
+
+    def _holds_medium(self, message: Message) -> bool:
+        in_parts = any(self._is_medium(part) for part in _parts(message))
+        return in_parts or self.medium.token in _text_of(message)
+
+    def _with_media(self, messages: Sequence[Message]) -> list[Message]:
+        """Puts images in front of the first message of the user."""
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+        media = [{"type": self.medium.name}] * self.n_media
+        return [
+            {**message, "content": media + _parts(message)} if i == first else message
+            for i, message in enumerate(messages)
+        ]
+
+    def _apply(self, messages: Sequence[Message]) -> str:
+        # A template that never mentions images cannot place them: such templates expect each
+        # content as one text, so the placeholders are written into it.
+        places_media = self.medium.name in str(self._template)
+        contents = [
+            _parts(message) if places_media else self._flat(message) for message in messages
+        ]
+        chat = [{**m, "content": content} for m, content in zip(messages, contents, strict=True)]
+        owner = self.processor
+        if not getattr(owner, "chat_template", None):
+            owner = owner.tokenizer
+        generate = messages[-1]["role"] != "assistant"
+        return owner.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
+
+    def _flat(self, message: Message) -> str:
+        n_media = sum(self._is_medium(part) for part in _parts(message))
+        return self.medium.token * n_media + "\n" * bool(n_media) + _text_of(message)
 
 
 def _check_messages(messages: Any, sample: int) -> None:
@@ -94,10 +155,6 @@ def _is_list_of_dicts(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
 
 
-def _template(processor: LlavaProcessor) -> str | dict[str, str] | None:
-    return processor.chat_template or processor.tokenizer.chat_template
-
-
 def _parts(message: Message) -> list[Message]:
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
@@ -105,37 +162,3 @@ def _parts(message: Message) -> list[Message]:
 
 def _text_of(message: Message) -> str:
     return "".join(part.get("text", "") for part in _parts(message))
-
-
-def _holds_image(message: Message, image_token: str) -> bool:
-    is_image = any(part.get("type") in ("image", "image_url") for part in _parts(message))
-    return is_image or image_token in _text_of(message)
-
-
-def _with_images(messages: Sequence[Message], n_images: int) -> list[Message]:
-    """Puts images in front of the first message of the user."""
-    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
-    images = [{"type": "image"}] * n_images
-    return [
-        {**message, "content": images + _parts(message)} if i == first else message
-        for i, message in enumerate(messages)
-    ]
-
-
-def _apply_template(processor: LlavaProcessor, messages: Sequence[Message]) -> str:
-    # A template that never mentions images cannot place them: such templates expect each content
-    # as one text, so the placeholders are written into it.
-    places_images = "image" in str(_template(processor))
-    contents = [
-        _parts(message) if places_images else _flat(message, processor.image_token)
-        for message in messages
-    ]
-    chat = [{**m, "content": content} for m, content in zip(messages, contents, strict=True)]
-    owner = processor if processor.chat_template else processor.tokenizer
-    generate = messages[-1]["role"] != "assistant"
-    return owner.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
-
-
-def _flat(message: Message, image_token: str) -> str:
-    images = sum(part.get("type") in ("image", "image_url") for part in _parts(message))
-    return image_token * images + "\n" * bool(images) + _text_of(message)

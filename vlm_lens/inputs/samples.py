@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm_lens.inputs.images import ImageSource
 from vlm_lens.inputs.prompts import Prompt
+from vlm_lens.inputs.sounds import Sounds, SoundSource
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -15,28 +16,28 @@ class RawSample:
     """What the user gave for one sample."""
 
     prompt: Prompt
-    sources: list[ImageSource]
+    sources: list[ImageSource] | list[SoundSource]
     answer: str | None
 
 
 def split_samples(
-    images: Images | Sequence[Images],
+    media: Images | Sounds | Sequence[Images] | Sequence[Sounds],
     text: Prompt | Sequence[Prompt],
     answer: str | Sequence[str] | None,
     *,
-    image_token: str,
+    placeholder: str,
 ) -> tuple[list[RawSample], bool]:
     """Returns one entry per text, and whether the texts came as a list.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: There is no text, the numbers of images, texts and answers differ, or an answer
-            is empty or holds the image token.
+            is empty or holds the placeholder.
     """
     batched = not _is_single(text)
     prompts: list[Any] = list(text) if batched else [text]
-    sources = _image_lists(images, n_texts=len(prompts), batched=batched)
-    answers = _answers(answer, len(prompts), batched=batched, image_token=image_token)
+    sources = _media_lists(media, n_texts=len(prompts), batched=batched)
+    answers = _answers(answer, len(prompts), batched=batched, placeholder=placeholder)
     rows = zip(prompts, sources, answers, strict=True)
     return [RawSample(*row) for row in rows], batched
 
@@ -53,7 +54,7 @@ def _is_single(text: object) -> bool:
     return isinstance(text[0], Mapping)
 
 
-def _image_lists(images: object, *, n_texts: int, batched: bool) -> list[list[ImageSource]]:
+def _media_lists(images: object, *, n_texts: int, batched: bool) -> list[list[Any]]:
     if images is None:
         return [[] for _ in range(n_texts)]
     if not batched:
@@ -78,7 +79,7 @@ def _as_list(entry: object) -> list:
 
 
 def _answers(
-    answer: object, n_texts: int, *, batched: bool, image_token: str
+    answer: object, n_texts: int, *, batched: bool, placeholder: str
 ) -> Sequence[str | None]:
     if answer is None:
         return [None] * n_texts
@@ -94,9 +95,9 @@ def _answers(
             raise ValueError(
                 f"sample {i}: the answer is empty ({item!r}): write it or leave it out"
             )
-        if image_token in item:
+        if placeholder in item:
             raise ValueError(
-                f"sample {i}: the answer holds the placeholder {image_token!r}: images belong to "
+                f"sample {i}: the answer holds the placeholder {placeholder!r}: images belong to "
                 "the prompt"
             )
     return answers

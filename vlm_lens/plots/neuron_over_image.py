@@ -42,7 +42,7 @@ def neuron_over_image(
     Args:
         image: The original image, as any source that `load_image` reads.
         values: One number per patch, e.g. from `TokenMap.grid_values`; NaN is left blank.
-        grid: Where the patches lie, e.g. ``inputs.token_map[0].grids[0]``. Without it the values
+        grid: Where the patches lie, e.g. ``inputs.token_map[0].grid()``. Without it the values
             cover the whole image evenly, as those of `TokenMap.heatmap` do.
         label: What the values are, with their unit, for the colour bar.
         title: Above the figure, e.g. the neuron's name.

@@ -53,7 +53,7 @@ def render_report(study: AnswerStudy, *, model_name: str, command: str) -> str:
     )
     environment.filters["signed"] = "{:+#.3g}".format
     environment.filters["percent"] = lambda share: f"{share:.1%}"
-    picture, grid = study.inputs.images[0][0], study.token_map.grids[0]
+    picture, grid = study.inputs.images[0][0], study.token_map.grid()
     return environment.get_template("template.html").render(
         study=study,
         text=study.inputs.texts[0],

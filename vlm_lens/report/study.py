@@ -210,7 +210,7 @@ def _language_view(
 
 def _image_view(neuron: Neuron, cache: ActivationCache, total: FirstOrderEffect) -> NeuronView:
     """A neuron of the vision encoder or the projector: it has a value at every patch."""
-    grid = _token_map(cache).grids[0]
+    grid = _token_map(cache).grid()
     values = style.to_numpy(cache[neuron.name][0, :, neuron.index])
     patches = values[-grid.rows * grid.cols :]  # a class token, where there is one, comes first
     return NeuronView(

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from vlm_lens.inputs import PatchGrid, PixelTransform, pixel_transform
+from vlm_lens.geometry import PatchGrid, PixelTransform, pixel_transform
 
-RAW = {"do_rescale": False, "do_normalize": False}
+RAW: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
 SIZES = st.tuples(st.integers(1, 250), st.integers(1, 250))
 
 
-def _clip(edge: int, crop: tuple[int, int] = (32, 32), **settings: bool) -> CLIPImageProcessorPil:
+def _clip(edge: int, crop: tuple[int, int] = (32, 32), **settings: Any) -> CLIPImageProcessorPil:
     height, width = crop
     size = {"shortest_edge": edge}
     crop_size = {"height": height, "width": width}

@@ -1,0 +1,37 @@
+"""Tiny, randomly initialised models of every family, with real processors and example inputs.
+
+hf_model, processor = build("qwen2_vl")
+hf_model(**example("qwen2_vl", hf_model, processor, "image")).logits
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.families import blip, gemma, llava, others, qwen, tiled
+from tests.families.base import Family
+
+_FAMILIES: dict[str, Family] = {
+    name: family
+    for group in (llava, blip, qwen, gemma, tiled, others)
+    for name, family in group.FAMILIES.items()
+}
+FAMILIES: list[str] = list(_FAMILIES)
+# What `example` can make: the family's record says why a kind is missing.
+KINDS: dict[str, list[str]] = {name: family.kinds for name, family in _FAMILIES.items()}
+
+
+def build(name: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor; `changes` go to the model's configuration."""
+    return _FAMILIES[name].build(dtype=dtype, **changes)
+
+
+def example(name: str, hf_model: Any, processor: Any, kind: str) -> dict[str, torch.Tensor]:
+    """Keyword arguments for a forward: "text", "image", "images" (two for one prompt) or "batch".
+
+    A batch holds prompts of different length, padded left, one of them without a picture where
+    the family takes such a batch. Qwen2-Audio has recordings where the others have pictures.
+    """
+    return _FAMILIES[name].example(hf_model, processor, kind)

@@ -1,0 +1,135 @@
+"""Attention as taps: q, k, v and z per head, rotated q and k, scores and pattern."""
+
+from __future__ import annotations
+
+import einops
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlm_lens.architectures.base import ArchitectureError, AttentionPaths, module_at
+from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
+from vlm_lens.hooks import AttentionProbe, Layout, View, heads_view
+
+
+class HookedAttention(Component):
+    """One attention of a block.
+
+    Args:
+        root: What the paths are relative to.
+        paths: Where its parts are.
+        n_heads: Number of heads.
+        n_kv: Number of heads of keys and values.
+        layout: How its tensors lie.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        paths: AttentionPaths,
+        *,
+        n_heads: int,
+        n_kv: int,
+        layout: Layout | None = None,
+    ) -> None:
+        module = module_at(root, paths.module)
+        super().__init__(module, layout=layout)
+        self.n_heads, self.n_key_value_heads = n_heads, n_kv
+        self._out = (module_at(root, paths.o),)
+        self._projections = _projections(root, paths, n_heads, n_kv)
+        q, k, v = self._projections
+        self.hook_q = self.output_tap(q.module, _by_head(q, n_heads))
+        self.hook_k = self.output_tap(k.module, _by_head(k, n_kv))
+        self.hook_v = self.output_tap(v.module, _by_head(v, n_kv))
+        self.probe = AttentionProbe(
+            module,
+            rotary=paths.rotary,
+            layout=layout if paths.packed else None,
+            chunked=paths.chunked,
+        )
+        if self.probe.rot_q is not None and self.probe.rot_k is not None:
+            self.hook_rot_q, self.hook_rot_k = self.probe.rot_q, self.probe.rot_k
+        self.hook_attn_scores, self.hook_pattern = self.probe.scores, self.probe.pattern
+        self.hook_z = self.input_tap(module_at(root, paths.z or paths.o), heads_view(n_heads))
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Outputs of the projections of queries, keys and values, all heads together."""
+        q, k, v = (projection.n_outputs for projection in self._projections)
+        return q, k, v
+
+    @property
+    def d_in(self) -> int:
+        """Inputs of the output projection."""
+        return self._out[0].in_features
+
+    @property
+    def d_out(self) -> int:
+        """Outputs of the output projection."""
+        return self._out[0].out_features
+
+    def _by_heads(self, index: int) -> tuple[Projection, int]:
+        n_heads = self.n_heads if index == 0 else self.n_key_value_heads
+        return self._projections[index], n_heads
+
+    def _weight(self, index: int) -> Float[Tensor, "head d_model d_head"]:
+        projection, n_heads = self._by_heads(index)
+        return einops.rearrange(projection.weight, "d (h e) -> h d e", h=n_heads)
+
+    def _bias(self, index: int) -> Float[Tensor, "head d_head"]:
+        projection, n_heads = self._by_heads(index)
+        return projection.bias.unflatten(0, (n_heads, -1))
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        return self._weight(0)
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._weight(1)
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._weight(2)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return einops.rearrange(weight_of(self._out[0]), "(h e) d -> h e d", h=self.n_heads)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        return self._bias(0)
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        return self._bias(1)
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        return self._bias(2)
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        return bias_of(self._out[0])
+
+
+def _by_head(projection: Projection, n_heads: int) -> View:
+    heads = heads_view(n_heads)
+    return heads if projection.view is None else projection.view.then(heads)
+
+
+def _projections(
+    root: nn.Module, paths: AttentionPaths, n_heads: int, n_kv: int
+) -> tuple[Projection, Projection, Projection]:
+    if paths.q is not None and paths.k is not None and paths.v is not None:
+        q, k, v = (module_at(root, path) for path in (paths.q, paths.k, paths.v))
+        return Projection(q), Projection(k), Projection(v)
+    if paths.qkv is None:
+        raise ArchitectureError(f"Expected q, k and v or qkv in the record, got {paths}.")
+    fused = module_at(root, paths.qkv)
+    d_head = fused.out_features // (n_heads + 2 * n_kv)
+    q_end, k_end = n_heads * d_head, (n_heads + n_kv) * d_head
+    return (
+        Projection(fused, 0, q_end),
+        Projection(fused, q_end, k_end),
+        Projection(fused, k_end, fused.out_features),
+    )

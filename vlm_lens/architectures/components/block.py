@@ -1,0 +1,95 @@
+"""A transformer block as taps: the residual stream, attention, cross-attention and MLP."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vlm_lens.architectures.base import BlockPaths, has_module, module_at
+from vlm_lens.architectures.components.attention import HookedAttention
+from vlm_lens.architectures.components.component import Component
+from vlm_lens.architectures.components.mlp import HookedMLP
+from vlm_lens.architectures.components.norm import HookedNorm
+from vlm_lens.hooks import Layout, Tap
+
+
+class HookedBlock(Component):
+    """A transformer block: the residual stream before, between and after attention and MLP.
+
+    Where a block attends to an encoder or an image after it attends to itself, `hook_resid_mid` is
+    the stream between the two, and `hook_resid_mid_cross` that before the MLP. What a family's
+    block lacks is absent. `hook_attn_out` and `hook_mlp_out` are what is added to
+    the stream, after a norm that is applied to them but before a gate or a scale that the block
+    multiplies them with.
+
+    Args:
+        module: The Hugging Face block.
+        paths: Where its parts are.
+        n_heads: Number of heads.
+        n_kv: Number of heads of keys and values.
+        layout: How its tensors lie.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        paths: BlockPaths,
+        *,
+        n_heads: int,
+        n_kv: int,
+        layout: Layout | None = None,
+    ) -> None:
+        if paths.rows is not None:
+            layout = Layout(module, paths.rows)
+        super().__init__(module, layout=layout)
+        self.norm_offset, self.post_norm = paths.norm_offset, paths.post_norm
+        self.hook_resid_pre = self.input_tap(module)
+        self.ln1 = self._norm(paths.ln1)
+        if paths.attn is not None:
+            self.attn = HookedAttention(
+                module, paths.attn, n_heads=n_heads, n_kv=n_kv, layout=layout
+            )
+            self.hook_attn_out = self._added(paths.ln1_post, paths.attn.o)
+        if paths.ln1_post is not None:
+            self.ln1_post = self._norm(paths.ln1_post)
+        cross = paths.cross_attn is not None and has_module(module, paths.cross_attn.module)
+        if cross and paths.ln_cross is not None:
+            self.hook_resid_mid = self._stream(paths, before=paths.ln_cross, after=paths.ln1)
+            self.ln_cross = self._norm(paths.ln_cross)
+        if cross and paths.cross_attn is not None:
+            self.cross_attn = HookedAttention(module, paths.cross_attn, n_heads=n_heads, n_kv=n_kv)
+            self.hook_cross_attn_out = self._added(None, paths.cross_attn.o)
+        self._add_mlp(paths)
+        self.hook_resid_post = self.output_tap(module)
+
+    def _add_mlp(self, paths: BlockPaths) -> None:
+        """The stream before the MLP, the MLP, and what it adds."""
+        [layout] = self._layout
+        crossed = hasattr(self, "ln_cross")
+        stream = self._stream(
+            paths, before=paths.ln2, after=str(paths.ln_cross) if crossed else paths.ln1
+        )
+        if crossed:
+            self.hook_resid_mid_cross = stream
+        else:
+            self.hook_resid_mid = stream
+        self.ln2 = self._norm(paths.ln2)
+        self.mlp = HookedMLP(self.hf_module, paths.mlp, layout=layout)
+        self.hook_mlp_out = self._added(paths.ln2_post, paths.mlp.down)
+        if paths.ln2_post is not None:
+            self.ln2_post = self._norm(paths.ln2_post)
+        if paths.text_mlp is not None and has_module(self.hf_module, paths.text_mlp.down):
+            self.text_mlp = HookedMLP(self.hf_module, paths.text_mlp, layout=layout)
+
+    def _norm(self, path: str) -> HookedNorm:
+        [layout] = self._layout
+        return HookedNorm(module_at(self.hf_module, path), offset=self.norm_offset, layout=layout)
+
+    def _added(self, norm: str | None, linear: str) -> Tap:
+        """What attention or MLP adds: its last linear layer's output, or that of a norm after."""
+        return self.output_tap(module_at(self.hf_module, linear if norm is None else norm))
+
+    def _stream(self, paths: BlockPaths, *, before: str, after: str) -> Tap:
+        """The stream before the next part's norm or, in BERT, what the last part's norm gives."""
+        if paths.post_norm:
+            return self.output_tap(module_at(self.hf_module, after))
+        return self.shared_input_tap(module_at(self.hf_module, before))

@@ -1,0 +1,117 @@
+"""What all components share: they refer to a Hugging Face module, and wire taps into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlm_lens.hooks import Layout, Tap, View, input_of, output_of, shared_input_of, slice_view
+
+
+class Component(nn.Module):
+    """Taps of one Hugging Face module, which it refers to without owning its parameters."""
+
+    def __init__(self, module: nn.Module, *, layout: Layout | None = None) -> None:
+        super().__init__()
+        self._referred = (module,)  # in a tuple: not a submodule, so parameters appear once
+        self._layout = (layout,)
+
+    @property
+    def hf_module(self) -> Any:
+        """The Hugging Face module that the taps of this component are in."""
+        return self._referred[0]
+
+    def output_tap(self, module: nn.Module, view: View | None = None) -> Tap:
+        """A tap on a module's output, shown in this component's layout."""
+        return self._tap(output_of, module, view)
+
+    def input_tap(
+        self, module: nn.Module, view: View | None = None, *, keyword: str | None = None
+    ) -> Tap:
+        """A tap on a module's input, shown in this component's layout."""
+        return self._tap(input_of, module, view, keyword=keyword)
+
+    def shared_input_tap(self, module: nn.Module) -> Tap:
+        """A tap on an input that its caller goes on using, shown in this component's layout."""
+        return self._tap(shared_input_of, module, None)
+
+    def _tap(self, place: Any, module: nn.Module, view: View | None, **options: Any) -> Tap:
+        [layout] = self._layout
+        if layout is None:
+            return Tap(place(module, view=view, **options))
+        return Tap(layout.wire(place(module, view=layout.view.then(view), **options)))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer, or a part of the outputs of one that does several things at once.
+
+    Attributes:
+        module: The linear layer.
+        start: First output that belongs to the projection.
+        stop: One after the last; None for all of them.
+    """
+
+    module: Any
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def n_outputs(self) -> int:
+        """How many outputs belong to the projection."""
+        return (self.module.out_features if self.stop is None else self.stop) - self.start
+
+    @property
+    def view(self) -> View | None:
+        """How hooks see it in the layer's output."""
+        return None if self.stop is None else slice_view(self.start, self.stop)
+
+    @property
+    def weight(self) -> Float[Tensor, "d_in d_out"]:
+        return weight_of(self.module)[:, self.start : self.stop]
+
+    @property
+    def bias(self) -> Float[Tensor, " d_out"]:
+        return bias_of(self.module)[self.start : self.stop]
+
+
+def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
+    """A linear layer's weight, to be multiplied from the right as in TransformerLens.
+
+    Raises:
+        TypeError: The weight is quantised, or not in memory.
+    """
+    return readable(linear.weight, linear).T
+
+
+def readable(weight: Tensor, module: nn.Module) -> Tensor:
+    """A module's weight, if its entries are there and are what the module multiplies with.
+
+    Raises:
+        TypeError: They are not; the message says what to do.
+    """
+    if weight.is_meta:
+        raise TypeError(
+            f"The weights of this {type(module).__name__} are not in memory: the device map keeps "
+            "them elsewhere between forwards. Its activations can be hooked; to read weights, "
+            "load the model without offloading."
+        )
+    if not weight.is_floating_point() or weight.element_size() == 1:  # 1: float8, with scales
+        raise TypeError(
+            f"Expected floating-point weights, but {type(module).__name__} keeps {weight.dtype}: "
+            "the model is quantised. Its activations can be hooked; to read weights, load it "
+            "without quantisation."
+        )
+    return weight
+
+
+def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
+    """A linear layer's bias, or zeros where it has none."""
+    if linear.bias is not None:
+        return readable(linear.bias, linear)
+    weight = weight_of(linear)
+    return torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)

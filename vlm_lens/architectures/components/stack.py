@@ -1,0 +1,112 @@
+"""A stack of blocks around one residual stream: an encoder, a Q-Former or a text model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from vlm_lens.architectures.base import (
+    ArchitectureError,
+    BlockPaths,
+    StackPaths,
+    config_of,
+    module_at,
+    size_in,
+)
+from vlm_lens.architectures.components.block import HookedBlock
+from vlm_lens.architectures.components.component import Component
+from vlm_lens.architectures.components.norm import HookedNorm
+from vlm_lens.architectures.model_types import blocks_of
+from vlm_lens.hooks import Layout, Tap
+
+
+class HookedStack(Component):
+    """Where a residual stream starts, its blocks, and what an encoder hands on.
+
+    Args:
+        hf_model: The Hugging Face model.
+        paths: Where the stack is in it.
+    """
+
+    blocks: Any
+    ln_final: HookedNorm
+    output_layer: int | None = None
+
+    def __init__(self, hf_model: nn.Module, paths: StackPaths) -> None:
+        blocks = list(module_at(hf_model, paths.blocks).children())
+        layout = None
+        if paths.rows is not None:
+            layout = Layout(module_at(hf_model, paths.rows_from), paths.rows)
+        super().__init__(module_at(hf_model, paths.start or f"{paths.blocks}.0"), layout=layout)
+        keyword = "inputs_embeds" if paths.start else None
+        self.hook_embed = self.input_tap(self.hf_module, keyword=keyword)
+        self._blocks = tuple(blocks)
+        self.blocks = nn.ModuleList(self._build(hf_model, paths, blocks))
+        for name, inner in paths.sub_stacks.items():
+            self.add_module(name, HookedStack(hf_model, inner))
+        if paths.ln_final is not None:
+            norm = module_at(hf_model, paths.ln_final)
+            self.ln_final = HookedNorm(norm, offset=self.blocks[0].norm_offset, layout=layout)
+        if paths.output is not None:
+            self.hook_out = self.output_tap(module_at(hf_model, paths.output))
+        elif paths.handed_to is not None:
+            self.hook_out = self.input_tap(module_at(hf_model, paths.handed_to))
+        elif paths.output_layer is not None:
+            self.output_layer = paths.output_layer(hf_model.config)
+            self.hook_out = self._state(blocks, self.output_layer)
+
+    @property
+    def hf_block(self) -> nn.Module:
+        """The first of the Hugging Face blocks."""
+        return self._blocks[0]
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.blocks[0].mlp.d_model
+
+    def _build(
+        self, hf_model: Any, paths: StackPaths, blocks: list[nn.Module]
+    ) -> Iterable[HookedBlock]:
+        config = config_of(hf_model, paths.config)
+        n_heads = size_in(config, "n_heads")
+        if n_heads is None:
+            raise ArchitectureError(f"Expected {paths.config} to state its number of heads.")
+        [layout] = self._layout
+        for block in blocks:
+            yield HookedBlock(
+                block,
+                _fitting(block, paths.block or blocks_of(config), where=paths.blocks),
+                n_heads=n_heads,
+                n_kv=size_in(config, "n_key_value_heads") or n_heads,
+                layout=layout,
+            )
+
+    def _state(self, blocks: list[nn.Module], layer: int) -> Tap:
+        """Hidden state i leaves block i - 1; state 0 is what enters the first block."""
+        if not 0 <= layer <= len(blocks):
+            raise ArchitectureError(
+                f"Expected the encoder's output to be one of its hidden states 0 to {len(blocks)}, "
+                f"but the record's output_layer says {layer}."
+            )
+        return self.input_tap(blocks[0]) if layer == 0 else self.output_tap(blocks[layer - 1])
+
+
+def _fitting(
+    block: nn.Module, tables: BlockPaths | tuple[BlockPaths, ...], *, where: str
+) -> BlockPaths:
+    """The first table whose paths are all in the block."""
+    if isinstance(tables, BlockPaths):
+        return tables
+    modules = {name for name, _ in block.named_modules()}
+    for table in tables:
+        parts = [part for part in (table.mlp, table.attn, table.cross_attn) if part is not None]
+        paths = {path for part in parts for path in vars(part).values() if isinstance(path, str)}
+        if {table.ln1, table.ln2, *paths} <= modules:
+            return table
+    raise ArchitectureError(
+        f"None of the {len(tables)} tables of paths fits {type(block).__name__} in {where!r}: "
+        f"it has {sorted(name for name in modules if name.count('.') < 2 and name)}."
+    )

@@ -1,0 +1,118 @@
+"""The plain layout of activations: ``[image_or_tile, patch, ...]``, patches row by row.
+
+Some towers keep their patches otherwise: all images in one sequence, in groups of 2x2 that are
+merged later, window by window, or with padding between tiles. A `Layout` notes, when the tower
+starts, where each patch of each image lies, and shows the tower's tensors in the plain layout.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+
+from vlm_lens.hooks.tap import Removable, Wire
+from vlm_lens.hooks.view import View
+
+NO_ROW = -1
+"""In an index: no patch; images with fewer patches than the largest are filled up with it."""
+
+RowIndex = Callable[[nn.Module, dict[str, Any]], Int[Tensor, "image patch"]]
+"""From a module and its arguments by name: the row of every patch of every image, else `NO_ROW`.
+
+Rows are those of the model's tensor with all axes but the last one flattened.
+"""
+
+
+def show_rows(
+    x: Shaped[Tensor, "*rows d"], index: Int[Tensor, "image patch"]
+) -> Shaped[Tensor, "image patch d"]:
+    """The rows of a tensor as patches of images, 0 where an image has no more of them."""
+    index = index.to(x.device)
+    rows = x.flatten(0, -2)[index.clamp(min=0)]
+    return rows if (index >= 0).all() else rows * (index >= 0)[..., None]
+
+
+def put_rows(
+    answer: Shaped[Tensor, "image patch d"],
+    x: Shaped[Tensor, "*rows d"],
+    index: Int[Tensor, "image patch"],
+) -> Shaped[Tensor, "*rows d"]:
+    """A copy of a tensor with other values in the rows of these patches."""
+    real = index.to(x.device) >= 0
+    rows = x.flatten(0, -2).clone()
+    rows[index.to(x.device)[real]] = answer[real].to(rows.dtype)
+    return rows.view(x.shape)
+
+
+class Layout:
+    """Shows the tensors of one part of a model in the plain layout.
+
+    Args:
+        module: The module whose arguments say how the patches lie.
+        rows: Works that out from the arguments.
+    """
+
+    def __init__(self, module: nn.Module, rows: RowIndex) -> None:
+        self.module = module
+        self._rows = rows
+        self._users = 0
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self.index: Int[Tensor, "image patch"] | None = None
+        self.view = View(show=self._show, put_back=self._put_back)
+
+    def wire(self, wire: Wire) -> Wire:
+        """A wire that keeps this layout up to date as long as it is in place."""
+
+        def both(tap: Any) -> Removable:
+            return _Both(self.use(), wire(tap))
+
+        return both
+
+    def use(self) -> Removable:
+        """Reads the module's arguments from now on, until `remove` is called as often."""
+        if self._handle is None:
+            self._handle = self.module.register_forward_pre_hook(
+                self._read, with_kwargs=True, prepend=True
+            )
+        self._users += 1
+        return self
+
+    def remove(self) -> None:
+        """One user fewer; with the last one the module is left alone."""
+        self._users -= 1
+        if self._users == 0 and self._handle is not None:
+            self._handle.remove()
+            self._handle = self.index = None
+
+    def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        self.index = self._rows(module, {**bound, **kwargs})
+
+    def _show(self, x: Tensor) -> Tensor:
+        return show_rows(x, self.known_index())
+
+    def _put_back(self, answer: Tensor, x: Tensor) -> Tensor:
+        return put_rows(answer, x, self.known_index())
+
+    def known_index(self) -> Int[Tensor, "image patch"]:
+        """The index of the forward that is running."""
+        if self.index is None:
+            raise RuntimeError(
+                f"{type(self.module).__name__} was not run before a hook inside it fired, so the "
+                "place of its patches is not known."
+            )
+        return self.index
+
+
+class _Both:
+    def __init__(self, first: Removable, second: Removable) -> None:
+        self._parts = (first, second)
+
+    def remove(self) -> None:
+        for part in self._parts:
+            part.remove()

@@ -1,0 +1,64 @@
+"""Views: how a hook sees a tensor of the model, and how what it answers goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """What a hook is shown of the model's tensor, and the way back.
+
+    Attributes:
+        show: Turns the model's tensor into what hooks see.
+        put_back: Takes what hooks answered and the model's own tensor, which fills in whatever was
+            not shown, and gives the tensor for the model.
+    """
+
+    show: Callable[[Tensor], Tensor]
+    put_back: Callable[[Tensor, Tensor], Tensor]
+
+    def then(self, inner: View | None) -> View:
+        """This view, and of what it shows another one."""
+        if inner is None:
+            return self
+        return View(
+            show=lambda x: inner.show(self.show(x)),
+            put_back=lambda answer, x: self.put_back(inner.put_back(answer, self.show(x)), x),
+        )
+
+
+def heads_view(n_heads: int) -> View:
+    """Shows ``[..., heads * d_head]`` as ``[..., heads, d_head]``.
+
+    Example:
+        >>> import torch
+        >>> heads_view(4).show(torch.zeros(2, 3, 20)).shape
+        torch.Size([2, 3, 4, 5])
+    """
+    return View(
+        show=lambda x: x.unflatten(-1, (n_heads, -1)),
+        put_back=lambda answer, _x: answer.flatten(-2),
+    )
+
+
+def slice_view(start: int, stop: int) -> View:
+    """Shows a slice of the last axis, such as the queries of a fused projection.
+
+    Example:
+        >>> import torch
+        >>> fused = torch.arange(6.0)
+        >>> view = slice_view(2, 4)
+        >>> view.put_back(view.show(fused) * 10, fused)
+        tensor([ 0.,  1., 20., 30.,  4.,  5.])
+    """
+
+    def put_back(answer: Tensor, x: Tensor) -> Tensor:
+        changed = x.clone()
+        changed[..., start:stop] = answer
+        return changed
+
+    return View(show=lambda x: x[..., start:stop], put_back=put_back)

@@ -1,0 +1,46 @@
+"""What a family takes besides text: images or sounds, and how they are written into a prompt."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Medium:
+    """How one family of models takes its images or sounds.
+
+    Attributes:
+        name: "image" or "audio".
+        token: The placeholder of one of them in a prompt.
+        token_id: The id at their positions; None where a mask marks them instead.
+        in_prompt: Whether the prompt holds the placeholders. Else the processor puts the positions
+            of one image in front of it.
+    """
+
+    name: Literal["image", "audio"]
+    token: str
+    token_id: int | None
+    in_prompt: bool
+
+
+def medium_of(processor: Any, config: Any) -> Medium:
+    """Returns what a processor and its model take besides text.
+
+    Raises:
+        TypeError: The processor lacks a part.
+    """
+    is_audio = hasattr(processor, "audio_token") and not hasattr(processor, "image_processor")
+    part = "feature_extractor" if is_audio else "image_processor"
+    for name in (part, "tokenizer"):
+        if getattr(processor, name, None) is None:
+            raise TypeError(
+                f"expected a processor with an image processor and a tokenizer, but "
+                f"{type(processor).__name__} has no {name}: load it with AutoProcessor"
+            )
+    if is_audio:
+        return Medium("audio", str(processor.audio_token), config.audio_token_id, True)
+    # A processor that knows how to replace a placeholder finds it in the prompt.
+    replaces = type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+    token = getattr(processor, "image_token", None) or processor.boi_token
+    return Medium("image", str(token), getattr(config, "image_token_id", None), replaces)
