@@ -14,6 +14,7 @@ it twice, one process after the other.
 
     python benchmarks/overhead.py                           # the 39M model, and the bundled one
     python benchmarks/overhead.py --model small --rounds 100 --heap kept --markdown
+    python benchmarks/overhead.py --families                # Hugging Face and vlm_lens on each
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from benchmarks.checks import check, same_tokens  # noqa: E402
 from benchmarks.contenders import VLM_LENS, build_contenders  # noqa: E402
+from benchmarks.families import available as families  # noqa: E402
+from benchmarks.families import families_table, measure_family  # noqa: E402
 from benchmarks.measure import (  # noqa: E402
     CLOCKS,
     HEAPS,
@@ -57,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heaps = HEAPS if options.heap == "both" else (options.heap,)
     results = in_own_processes(heaps, options)
     options.out.write_text(json.dumps(results, indent=2) + "\n")
+    if options.families:
+        for heap, run in results.items():
+            print(f"\nHeap {heap}\n\n{families_table(run['families'])}")
+        return
     print(report(results))
     if options.markdown:
         print(f"\n<!-- overhead -->\n{readme_table(results)}\n<!-- /overhead -->")
@@ -70,9 +77,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="cpu needs one thread")
     parser.add_argument("--heap", choices=[*HEAPS, "both"], default="both", help="of freed memory")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--families", action="store_true", help="a row a family, for vlm_lens")
+    parser.add_argument("--family", action="append", choices=families(), help="may be repeated")
+    parser.add_argument("--out", type=Path, help="overhead.json or families.json beside this file")
     parser.add_argument("--markdown", action="store_true", help="print the README's tables too")
     options = parser.parse_args(arguments)
+    options.families = options.families or options.family is not None
+    if options.out is None:
+        name = "families.json" if options.families else "overhead.json"
+        options.out = Path(__file__).with_name(name)
     if options.clock == "cpu" and options.threads > 1:
         parser.error("--clock cpu adds up all threads' time: use --clock wall with more than one")
     if options.rounds < 2:
@@ -98,14 +111,19 @@ def measure_heap(heap: str, *, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     if heap == "kept":
         keep_heap()
+    how = {"rounds": options.rounds, "clock": options.clock}
+    if options.families:
+        names = options.family or families()
+        return {
+            **surroundings(),
+            **how,
+            "families": {name: measure_family(name, **how) for name in names},
+        }
     names = options.model or [name for name in available() if name != "small"]
     return {
         **surroundings(),
-        "clock": options.clock,
-        "rounds": options.rounds,
-        "models": {
-            name: measure_model(name, rounds=options.rounds, clock=options.clock) for name in names
-        },
+        **how,
+        "models": {name: measure_model(name, **how) for name in names},
     }
 
 
