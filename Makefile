@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check format bench train evaluate clean
+.PHONY: demo test check format bench findings train evaluate clean
 
 demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
@@ -21,9 +21,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight
+bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight; critical neurons
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/critical.py
+
+findings: $(READY)  ## what the analyses find on the bundled model
+	$(BIN)/python -m benchmarks.findings
 
 train: $(READY)  ## train shapes-llava again, from its seed
 	$(BIN)/python -m vlm_lens.shapes_llava.train --out trained

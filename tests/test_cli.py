@@ -65,7 +65,8 @@ def test_writes_a_report(
     out, err = capsys.readouterr()
     assert out == f"{target}\n"
     assert "does not know" not in err
-    assert len(err.splitlines()) == 7
+    assert len(err.splitlines()) == 9
+    assert "Measured on 16 questions about images" in html
     assert loaded == [("shapes-llava", {"device": None})]
 
 
@@ -78,7 +79,8 @@ def test_options_reach_their_places(
     html = target.read_text(encoding="utf-8")
     assert "seed 7" in html
     assert "<code>my/model</code>" in html
-    assert "<script" not in html
+    assert "<script>alert" not in html
+    assert "Measured on this question alone." in html
     assert loaded == [("my/model", {"device": "cpu"})]
     assert "holds words that the model does not know" in capsys.readouterr().err
 
@@ -107,6 +109,7 @@ def test_another_question_about_the_bundled_image(loaded: list, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"--image": "missing.png"}, "'missing.png' does not exist"),
+        ({"--device": "nowhere"}, "the device 'nowhere' does not work here"),
         ({"--image": __file__}, "Pillow recognises no image format"),
         ({"--image": "."}, "is a directory"),
         ({"--out": "missing/report.html"}, "there is no folder 'missing'"),
@@ -156,6 +159,18 @@ def test_a_bug_is_not_dressed_up_as_bad_input(
     monkeypatch.setattr("vlm_lens.report.study.direct_effect", broken)
     with pytest.raises(ValueError, match="a bug"):
         demo("--image", image, "--question", QUESTION, "--top", 3, "--out", tmp_path / "r.html")
+
+
+def test_ctrl_c_ends_with_one_line(
+    image: Path, loaded: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert loaded == []
+    monkeypatch.setattr("vlm_lens.report.study.direct_effect", interrupted)
+    assert demo("--image", image, "--question", QUESTION, "--top", 3) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "vlm-lens demo: interrupted"
 
 
 def test_models_lists_every_record_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import findings
 from benchmarks.report import readme_table
 from vlm_lens.architectures.table import markdown
 from vlm_lens.shapes_llava import WEIGHTS
@@ -31,6 +32,12 @@ def test_the_accuracies_are_those_of_the_bundled_weights():
 def test_the_overheads_are_those_last_measured():
     measured = json.loads((ROOT / "benchmarks" / "overhead.json").read_text())
     assert readme_table(measured).strip() in README.read_text()
+
+
+def test_the_findings_are_those_last_measured():
+    measured = json.loads((ROOT / "benchmarks" / "findings.json").read_text())
+    for rows in measured["tables"].values():
+        assert findings.markdown(rows) in README.read_text()
 
 
 def test_the_families_are_those_that_have_a_record():

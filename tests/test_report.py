@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.fake_critical import result
+from tests.families import build
+from tests.page import Page, assert_self_contained
 from tests.tiny import Tiny, picture
+from vlm_lens import HookedVLM
+from vlm_lens.data import Sample
 from vlm_lens.inputs import Inputs
+from vlm_lens.report.demo_collapse import MAX_K, search_collapse
 from vlm_lens.report.page import render_report
-from vlm_lens.report.study import IMAGE_SIDE_SHOWN, AnswerStudy, study_answer
+from vlm_lens.report.study import IMAGE_SIDE_SHOWN, AnswerStudy, check_study, study_answer
+from vlm_lens.report.words import headline, sentences
 from vlm_lens.report.write import check_target, write_report
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """A parsed page; parsing it checks that every element is closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._stack: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self._stack
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += " ".join(data.split()) + " "
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +37,11 @@ def prepared(tiny: Tiny) -> Inputs:
     return tiny.model.prepare(images=image, text="<image> what color is the circle ?")
 
 
-def page(study: AnswerStudy, **options: str) -> Page:
+def page(study: AnswerStudy, **options: Any) -> Page:
     return Page(html(study, **options))
 
 
-def html(study: AnswerStudy, **options: str) -> str:
+def html(study: AnswerStudy, **options: Any) -> str:
     return render_report(study, **{"model_name": "tiny", "command": "vlm-lens demo", **options})
 
 
@@ -146,6 +122,15 @@ def test_refuses_what_it_cannot_study(llava: Tiny, kind: str, top: int, message:
         study_answer(llava.model, llava.inputs(kind), top=top)
 
 
+@pytest.mark.parametrize("family", ["blip2-opt", "blip2-t5"])
+def test_refuses_models_whose_image_it_cannot_draw(family: str) -> None:
+    hf_model, processor = build(family)
+    model = HookedVLM(hf_model, processor=processor)
+    inputs = model.prepare(images=picture(0), text="what color ?")
+    with pytest.raises(ValueError, match="lie on no grid"):
+        check_study(model, inputs, top=1)
+
+
 # The page -------------------------------------------------------------------------------------
 
 
@@ -193,15 +178,33 @@ def test_pictures_have_descriptions(study: AnswerStudy) -> None:
 
 def test_nothing_is_loaded_and_nothing_runs(study: AnswerStudy) -> None:
     text, shown = html(study), page(study)
-    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in shown.elements}
-    for tag, given in shown.elements:
-        for name, value in given.items():
-            assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "xlink:href", "action", "data"):
-                assert (value or "").startswith(("data:image/", "#")), (tag, value)
+    assert_self_contained(shown)
+    assert shown.count("script") == 0
     assert not re.search(r"https?://|@import|url\(", text)
-    policy = next(given for _, given in shown.elements if "http-equiv" in given)
-    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_the_collapse_of_the_model_is_on_the_page(study: AnswerStudy) -> None:
+    found = result(k=12)
+    shown = page(study, collapse=found, about="Measured on made-up questions.")
+    assert_self_contained(shown)
+    for text in (headline(found), *sentences(found), found.stages.rule, "made-up questions"):
+        assert text in shown.text, text
+    assert "masked best-ranked first, at most 16 of them" in shown.text
+    curve, where = shown.figures
+    assert curve["data"][-1]["x"][-1] == 16
+    assert {trace["type"] for trace in where["data"]} == {"heatmap"}
+
+
+def test_collapse_is_searched_on_what_is_given(llava: Tiny) -> None:
+    sample = Sample(images=[picture(0)], text="what color is the circle ?")
+    steps: list[str] = []
+    found = search_collapse(llava.model, [sample], on_step=steps.append)
+    assert found.prompts == (sample.text,)
+    assert found.parameters["max_k"] <= MAX_K
+    assert steps[0].endswith("that 1 answer depends on")
+    assert {neuron.component for neuron in found.ranking} == {
+        *("vision_encoder", "projector", "language_model")
+    }
 
 
 def test_text_from_outside_is_only_text(study: AnswerStudy) -> None:
@@ -213,15 +216,20 @@ def test_text_from_outside_is_only_text(study: AnswerStudy) -> None:
         target=ATTACK,
         outcomes=[replace(outcome, answer=ATTACK) for outcome in study.outcomes],
     )
-    shown = page(hostile, model_name=ATTACK, command=ATTACK)
+    given = {"model_name": ATTACK, "command": ATTACK}
+    shown = page(hostile, **given)
     assert shown.count("script") == shown.count("img") == 0
-    assert "<script" not in html(hostile, model_name=ATTACK, command=ATTACK)
+    assert "<script" not in html(hostile, **given)
     assert ATTACK in shown.text
+    collapse = result(notes=(ATTACK,), method=ATTACK, parameters={"model": ATTACK})
+    shown = page(hostile, collapse=collapse, about=ATTACK, **given)
+    assert shown.count("script") == 2 + 2  # plotly and what calls it, and two figures
+    assert shown.count("img") == 0
 
 
 def test_the_same_study_gives_the_same_page(study: AnswerStudy, llava: Tiny) -> None:
     again = study_answer(llava.model, prepared(llava), top=4, seed=3)
-    assert html(again) == html(study)
+    assert html(again, collapse=result()) == html(study, collapse=result())
 
 
 def test_an_empty_answer_is_shown_as_such(study: AnswerStudy) -> None:

@@ -11,6 +11,7 @@ import transformer_lens
 from torch import Tensor
 from transformer_lens.utilities import get_act_name
 
+from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
 from vlm_lens.hooks.names import HookNameError, nearest_names
 from vlm_lens.inputs import TokenMap
 
@@ -75,8 +76,16 @@ class ActivationCache(transformer_lens.ActivationCache):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many neurons each kept hook point has, as `NeuronSet` asks for it."""
-        return {name: value.shape[-1] for name, value in self.cache_dict.items()}
+        """How many neurons each kept hook point has, as `NeuronSet` asks for it.
+
+        Queries, keys, values and heads' outputs count all heads' channels; attention scores and
+        patterns, whose last axis is positions, have no neurons and are left out.
+        """
+        return {
+            name: flat_heads(name, value).shape[-1]
+            for name, value in self.cache_dict.items()
+            if not name.endswith(PATTERN_SITES)
+        }
 
     def image(self, name: str | tuple, *, batch: int | None = None) -> Tensor:
         """Activations at the image positions, one row a position, sample after sample.

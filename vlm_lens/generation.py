@@ -17,19 +17,15 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import DYNAMIC_CACHE_IMPLEMENTATIONS
 
 from vlm_lens.cache import ActivationCache
-from vlm_lens.hooked_root import TapRoot
 from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs, TokenMap
 from vlm_lens.inputs.batch import token_strings
+from vlm_lens.model_inputs import ModelInputs
 
 
-class Generation(TapRoot):
+class Generation(ModelInputs):
     """The part of `HookedVLM` that generates: Hugging Face's `generate`, KV cache on."""
-
-    hf_model: Any
-    cfg: Any
-    tokenizer: Any
 
     def generate(
         self,
@@ -79,12 +75,12 @@ class Generation(TapRoot):
     def _generation_inputs(self, given: Any, max_new_tokens: int) -> dict[str, Any]:
         if max_new_tokens < 1:
             raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
-        arguments = self._hf_inputs(given, None)  # type: ignore[attr-defined]
+        arguments = self._hf_inputs(given, None)
         for name in ("decoder_input_ids", "decoder_attention_mask"):
             arguments.pop(name, None)
         if "input_ids" not in arguments:
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
-        self._check(arguments)  # type: ignore[attr-defined]
+        self._check(arguments)
         self._n_runs += 1
         if "attention_mask" not in arguments:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])

@@ -14,13 +14,13 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from vlm_lens.hooks import Tap, resolve_names
+from vlm_lens.hooks.heads import HEAD_SITES
 from vlm_lens.hooks.names import NamesFilter
 
 HookFunction = Callable[..., Tensor | None]
 Hooks = Sequence[tuple[NamesFilter, HookFunction]]
 Direction = Literal["fwd", "bwd"]
 HooksToSet = tuple[list[Tap], HookFunction, Direction]
-_HEAD_SITES = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k")
 
 
 class HookNeverFiredWarning(UserWarning):
@@ -151,7 +151,7 @@ class TapRoot(HookedRootModule):
             if remove_batch_dim and value.shape[0] == 1:
                 value = value[0]
             if positions is not None and _is_language_model(name):
-                value = positions.apply(value, dim=-3 if name.endswith(_HEAD_SITES) else -2)
+                value = positions.apply(value, dim=-3 if name.endswith(HEAD_SITES) else -2)
             kept[name + suffix] = value
 
         def keep_gradient(tensor: Tensor, hook: HookPoint) -> None:

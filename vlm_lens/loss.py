@@ -42,7 +42,7 @@ def next_token_loss(
         >>> bool(loss == model(tokens, return_type="loss"))
         True
     """
-    targets, counts = _targets(arguments, given, cfg)
+    targets, counts = next_tokens(arguments, given, cfg)
     targets, counts = targets.to(logits.device), counts.to(logits.device)
     each = F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
@@ -75,10 +75,27 @@ def media_positions(
     return found
 
 
-def _targets(
+def next_tokens(
     arguments: Mapping[str, Any], given: Any, cfg: HookedVLMConfig
 ) -> tuple[Int[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
-    """What each position predicts, of the decoder if there is one, and whether it is scored."""
+    """What each position predicts, of the decoder if there is one, and whether it is scored.
+
+    Args:
+        arguments: Keyword arguments of the model's forward.
+        given: What the user gave; of `Inputs` with answers, these are scored, else all text.
+        cfg: The model's configuration.
+
+    Raises:
+        ValueError: An encoder-decoder model is given no answer to predict.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> inputs = model.prepare(text="what color ?", answer="red", chat_template=False)
+        >>> targets, scored = next_tokens(inputs, inputs, model.cfg)
+        >>> model.to_string(targets[scored])
+        'red'
+    """
     if not cfg.is_encoder_decoder:
         return arguments["input_ids"][:, 1:], _counts(arguments, given, cfg)[:, 1:]
     tokens = arguments.get("decoder_input_ids")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlm_lens.architectures import rows
-from vlm_lens.hooks.layout import NO_ROW
+from vlm_lens.hooks.patch_rows import NO_ROW
 
 Cell = tuple[int, int, int, int]
 """Image, frame, row and column of a patch or of a merged token."""

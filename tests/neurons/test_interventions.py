@@ -218,9 +218,9 @@ def test_a_mask_is_boolean(where):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 6), (6,)])
-def test_head_shaped_activations_are_refused(shape):
+def test_other_shapes_are_refused(shape):
     hook = only_hook(NEURONS.ablate())
-    with pytest.raises(ValueError, match=r"not in head-shaped ones \[batch, pos, head, d_head\]"):
+    with pytest.raises(ValueError, match=r"activations \[batch, pos, d\] or \[pos, d\]"):
         hook(torch.zeros(shape), hook=None)
 
 

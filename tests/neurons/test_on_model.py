@@ -172,10 +172,79 @@ def test_a_neuron_that_does_not_exist_is_named_and_leaves_no_hook(llava: Tiny, n
     assert torch.equal(model(inputs), clean)
 
 
-def test_activations_of_heads_have_no_neurons(llava: Tiny):
-    heads = NeuronSet.from_indices({"blocks.0.attn.hook_z": [0]})
-    with pytest.raises(ValueError, match="head-shaped"):
-        llava.model.run_with_hooks(llava.inputs("text"), fwd_hooks=heads.scale(2))
+PROJECTIONS = {"hook_q": "q_proj", "hook_k": "k_proj", "hook_v": "v_proj"}
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("site", PROJECTIONS)
+def test_ablating_a_channel_of_a_head_is_zeroing_that_row_of_the_projection(
+    tiny: Tiny, site: str, head: int
+):
+    inputs, channel = tiny.inputs("image"), head * tiny.model.cfg.d_head + 3
+    changed = copy.deepcopy(tiny.hf)
+    projection = changed.model.language_model.layers[1].self_attn.get_submodule(PROJECTIONS[site])
+    projection.weight[channel] = 0
+    if projection.bias is not None:
+        projection.bias[channel] = 0
+    neurons = NeuronSet.from_indices({f"blocks.1.attn.{site}": [channel]})
+    edited = tiny.model.run_with_hooks(inputs, fwd_hooks=neurons.ablate())
+    torch.testing.assert_close(edited, changed(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(edited, tiny.model(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_ablating_a_channel_of_z_is_zeroing_that_column_of_the_output_projection(tiny: Tiny):
+    inputs, channels = tiny.inputs("image"), [3 * tiny.model.cfg.d_head + 5, 2]
+    changed = copy.deepcopy(tiny.hf)
+    changed.model.language_model.layers[1].self_attn.o_proj.weight[:, channels] = 0
+    neurons = NeuronSet.from_indices({"blocks.1.attn.hook_z": channels})
+    edited = tiny.model.run_with_hooks(inputs, fwd_hooks=neurons.ablate())
+    torch.testing.assert_close(edited, changed(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(edited, tiny.model(inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_channels_of_heads_are_edited_while_generating(llava: Tiny, generated: bool):
+    inputs, model, name = llava.inputs("image"), llava.model, "blocks.0.attn.hook_v"
+    where = inputs.positions_mask("image")
+    hooks = NeuronSet.from_indices({name: [9]}).ablate(where=where, generated=generated)
+    with model.hooks(fwd_hooks=hooks):
+        _, cache = model.generate_with_cache(
+            inputs, names_filter=name, max_new_tokens=3, min_new_tokens=3
+        )
+    touched = torch.cat([where, torch.full((1, 3), generated)], dim=1)
+    assert (cache[name][..., 1, 1] == 0).equal(touched)
+
+
+@pytest.mark.parametrize("without_batch", [False, True])
+def test_sizes_and_mean_ablation_count_the_channels_of_all_heads(tiny: Tiny, without_batch: bool):
+    names = ["blocks.*.attn.*", "blocks.*.hook_attn_out", "vision_encoder.blocks.*.attn.hook_q"]
+    _, cache = tiny.model.run_with_cache(
+        tiny.inputs("image"), names_filter=names, remove_batch_dim=without_batch
+    )
+    hf_attention = tiny.hf.model.language_model.layers[0].self_attn
+    for site, path in PROJECTIONS.items():
+        name = f"blocks.0.attn.{site}"
+        size = hf_attention.get_submodule(path).out_features
+        assert cache.sizes[name] == size
+        neurons = NeuronSet.from_indices({name: [size - 1]})
+        neurons.check(cache.sizes)
+        [(_, hook)] = neurons.ablate("mean", reference=cache)
+        edited = hook(torch.zeros(1, 1, size // 8, 8), hook=None)
+        torch.testing.assert_close(edited[0, 0, -1, -1], cache[name][..., -1, -1].mean())
+    assert cache.sizes["vision_encoder.blocks.0.attn.hook_q"] == 32
+    assert cache.sizes["blocks.0.hook_attn_out"] == 32
+    assert not any("pattern" in name or "scores" in name for name in cache.sizes)
+    values = "blocks.0.attn.hook_v"
+    per_head = NeuronSet.from_indices({values: [1]}, sizes={values: 8})
+    with pytest.raises(ValueError, match=r"come from another model"):
+        tiny.model.run_with_hooks(tiny.inputs("text"), fwd_hooks=per_head.ablate())
+
+
+def test_a_pattern_in_a_model_has_no_neurons(llava: Tiny):
+    for site in ("attn.hook_pattern", "attn.hook_attn_scores"):
+        neurons = NeuronSet.from_indices({f"blocks.0.{site}": [0]})
+        with pytest.raises(ValueError, match="has no neurons"):
+            llava.model.run_with_hooks(llava.inputs("text"), fwd_hooks=neurons.scale(2))
 
 
 def test_a_cache_tells_the_sizes_of_a_model(llava: Tiny, reference: ActivationCache):

@@ -1,6 +1,18 @@
 """Analyses: one method per file."""
 
+from vlm_lens.analyses import can, pcicn
 from vlm_lens.analyses.attribution import FirstOrderEffect, first_order_effect
+from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.direct_effect import DirectEffect, direct_effect
+from vlm_lens.analyses.scores import NeuronScores
 
-__all__ = ["DirectEffect", "FirstOrderEffect", "direct_effect", "first_order_effect"]
+__all__ = [
+    "CriticalNeurons",
+    "DirectEffect",
+    "FirstOrderEffect",
+    "NeuronScores",
+    "can",
+    "direct_effect",
+    "first_order_effect",
+    "pcicn",
+]

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.analyses.logit_effect import MLP_NEURONS, LogitEffect, chosen_token
+from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM, ModelInput
 
@@ -81,7 +82,7 @@ def first_order_effect(
         logit, list(kept.values()), allow_unused=True, materialize_grads=True
     )
     scores = {
-        name: (gradient.float() * value.detach().float()).flatten(0, -2).sum(0)
+        name: flat_heads(name, gradient.float() * value.detach().float()).flatten(0, -2).sum(0)
         for (name, value), gradient in zip(kept.items(), gradients, strict=True)
     }
     return FirstOrderEffect(

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vlm_lens.hooks.layout import RowIndex
+from vlm_lens.geometry import LayoutFunction
+from vlm_lens.hooks.patch_rows import RowIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ class Architecture:
     projector: ProjectorPaths
     embed: str
     unembed: str
-    layout: Callable[..., Any] | None = None
+    layout: LayoutFunction | None = None
 
     def parts(self) -> dict[str, StackPaths]:
         """The stacks that the family has, by the prefix of their hook points."""

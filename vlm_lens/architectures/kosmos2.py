@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from vlm_lens.architectures.base import (
-    Architecture,
-    AttentionPaths,
-    ProjectorPaths,
-    StackPaths,
-)
+from vlm_lens.architectures.base import Architecture, ProjectorPaths, StackPaths
+from vlm_lens.architectures.model_types import attention
 from vlm_lens.geometry import kosmos2_layout
 
 KOSMOS2 = Architecture(
@@ -25,13 +21,7 @@ KOSMOS2 = Architecture(
     ),
     projector=ProjectorPaths(
         module="image_to_text_projection",
-        attn=AttentionPaths(
-            module="image_to_text_projection.x_attn",
-            q="image_to_text_projection.x_attn.q_proj",
-            k="image_to_text_projection.x_attn.k_proj",
-            v="image_to_text_projection.x_attn.v_proj",
-            o="image_to_text_projection.x_attn.out_proj",
-        ),
+        attn=attention("image_to_text_projection.x_attn", o="out_proj"),
     ),
     embed="text_model.model.embed_tokens",
     unembed="text_model.lm_head",

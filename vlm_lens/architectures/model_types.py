@@ -130,23 +130,19 @@ AUDIO = replace(OPT, rows=None)
 
 # Q-Formers
 
+
+def _bert_attention(parent: str) -> AttentionPaths:
+    """An attention as BERT has it, with its output projection next to it."""
+    module = f"{parent}.attention"
+    q, k, v = (f"{module}.{name}" for name in ("query", "key", "value"))
+    return AttentionPaths(module=module, q=q, k=k, v=v, o=f"{parent}.output.dense")
+
+
 QFORMER = BlockPaths(
     ln1="attention.output.LayerNorm",
-    attn=AttentionPaths(
-        module="attention.attention",
-        q="attention.attention.query",
-        k="attention.attention.key",
-        v="attention.attention.value",
-        o="attention.output.dense",
-    ),
+    attn=_bert_attention("attention"),
     ln_cross="crossattention.output.LayerNorm",
-    cross_attn=AttentionPaths(
-        module="crossattention.attention",
-        q="crossattention.attention.query",
-        k="crossattention.attention.key",
-        v="crossattention.attention.value",
-        o="crossattention.output.dense",
-    ),
+    cross_attn=_bert_attention("crossattention"),
     ln2="output_query.LayerNorm",
     mlp=MLPPaths(up="intermediate_query.dense", down="output_query.dense"),
     text_mlp=MLPPaths(up="intermediate.dense", down="output.dense"),

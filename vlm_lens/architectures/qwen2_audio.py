@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from vlm_lens.architectures.base import Architecture, ProjectorPaths, StackPaths
+from vlm_lens.architectures.llava import LANGUAGE_MODEL
 from vlm_lens.geometry import audio_layout
 
 QWEN2_AUDIO = Architecture(
     model_class="Qwen2AudioForConditionalGeneration",
-    language_model=StackPaths(
-        config="text_config",
-        start="model.language_model",
-        blocks="model.language_model.layers",
-        ln_final="model.language_model.norm",
-    ),
+    language_model=LANGUAGE_MODEL,
     audio_encoder=StackPaths(
         config="audio_config",
         blocks="model.audio_tower.layers",

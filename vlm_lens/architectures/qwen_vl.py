@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm_lens.architectures.base import Architecture, ProjectorPaths, StackPaths
+from vlm_lens.architectures.llava import LANGUAGE_MODEL
 from vlm_lens.architectures.rows import qwen_merged_rows, qwen_patch_rows
 from vlm_lens.geometry import qwen_vl_layout
 
-LANGUAGE_MODEL = StackPaths(
-    config="text_config",
-    start="model.language_model",
-    blocks="model.language_model.layers",
-    ln_final="model.language_model.norm",
-)
 VISION_ENCODER = StackPaths(
     config="vision_config",
     blocks="model.visual.blocks",

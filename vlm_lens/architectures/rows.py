@@ -1,7 +1,7 @@
 """Where the patches of each image lie in the tensors of towers with a layout of their own.
 
 Each function takes a module and its arguments by name, and gives the row of every patch of every
-image or tile, row by row of the picture, filled up with `NO_ROW` (see `vlm_lens.hooks.layout`).
+image or tile, row by row of the picture, filled up with `NO_ROW` (see `vlm_lens.hooks.patch_rows`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.vision_utils import get_vision_window_index
 
-from vlm_lens.hooks.layout import NO_ROW
+from vlm_lens.hooks.patch_rows import NO_ROW
 
 Arguments = dict[str, Any]
 

@@ -5,7 +5,7 @@ from vlm_lens.geometry.audio import AudioLayout, audio_layout
 from vlm_lens.geometry.dynamic import pixtral_layout, qwen_vl_layout
 from vlm_lens.geometry.fixed import fixed_layout, pooled_layout
 from vlm_lens.geometry.grid import Merge, PatchGrid, merged_heatmap
-from vlm_lens.geometry.layout import ImageLayout, Layout
+from vlm_lens.geometry.layout import ImageLayout, LayoutFunction, MediaLayout
 from vlm_lens.geometry.queries import kosmos2_layout, query_layout
 from vlm_lens.geometry.splits import idefics3_layout, internvl_layout, mllama_layout
 from vlm_lens.geometry.transform import Box, Number, PixelTransform, Size, pixel_transform
@@ -14,7 +14,8 @@ __all__ = [
     "AudioLayout",
     "Box",
     "ImageLayout",
-    "Layout",
+    "LayoutFunction",
+    "MediaLayout",
     "Merge",
     "Number",
     "PatchGrid",

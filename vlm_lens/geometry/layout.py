@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from vlm_lens.geometry.audio import AudioLayout
 from vlm_lens.geometry.grid import PatchGrid
 from vlm_lens.geometry.transform import Size
 
@@ -137,9 +138,11 @@ def raster(index: int, grid: PatchGrid) -> list[Token]:
     return [(index, row, col) for row in range(grid.rows) for col in range(grid.cols)]
 
 
-# layout(processor, config, size, *, n_images=1): what becomes of an image of (width, height)
-# that is one of n_images of a sample. Each family of models has such a function.
-Layout = Callable[..., ImageLayout]
+MediaLayout = ImageLayout | AudioLayout
+# Each family of models has such a function. It says what becomes of an image of (width, height)
+# that is one of n_images of a sample: (processor, config, size, *, n_images=1); or what becomes of
+# a sound: (processor, config, n_samples).
+LayoutFunction = Callable[..., MediaLayout]
 
 
 def setting(processor: Any, name: str) -> Any:

@@ -1,16 +1,16 @@
 """Lazy taps on Hugging Face modules: the mechanism under every hook point."""
 
 from vlm_lens.hooks.attention import AttentionProbe
-from vlm_lens.hooks.layout import Layout
 from vlm_lens.hooks.names import HookNameError, resolve_names
 from vlm_lens.hooks.norm import NormProbe
+from vlm_lens.hooks.patch_rows import PatchRows, tap_at
 from vlm_lens.hooks.tap import Tap, input_of, output_of, shared_input_of
 from vlm_lens.hooks.view import View, heads_view, slice_view
 
 __all__ = [
     "AttentionProbe",
     "HookNameError",
-    "Layout",
+    "PatchRows",
     "NormProbe",
     "Tap",
     "View",
@@ -20,4 +20,5 @@ __all__ = [
     "resolve_names",
     "shared_input_of",
     "slice_view",
+    "tap_at",
 ]

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from vlm_lens.hooks.layout import Layout, put_rows, show_rows
+from vlm_lens.hooks.patch_rows import PatchRows, put_rows, show_rows
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.tap import Removable, Tap, fire, through
+from vlm_lens.hooks.shared import Shared
+from vlm_lens.hooks.tap import Tap, fire, through
 from vlm_lens.hooks.view import heads_view
 
 OnTensor = Callable[[Tensor], Tensor]
@@ -39,13 +40,13 @@ _active: dict[nn.Module, list[AttentionProbe]] = {}
 """Attention modules with hooks inside, and the probes to fire there; empty when no hook is set."""
 
 
-class AttentionProbe:
+class AttentionProbe(Shared):
     """The taps inside one attention module.
 
     Args:
         module: A Hugging Face attention module that takes its function from `AttentionInterface`.
         rotary: Whether its queries and keys are rotated, so that `rot_q` and `rot_k` exist.
-        layout: Shows the sequence in the plain layout, where the model keeps it in another one.
+        patch_rows: Shows the sequence in the plain layout, where the model keeps it in another one.
         chunked: Whether the module calls its attention function chunk by chunk.
     """
 
@@ -54,36 +55,29 @@ class AttentionProbe:
         module: nn.Module,
         *,
         rotary: bool,
-        layout: Layout | None = None,
+        patch_rows: PatchRows | None = None,
         chunked: bool = False,
     ) -> None:
         self.module = module
-        self.layout, self.chunked = layout, chunked
-        self.rot_q = Tap(self.wire) if rotary else None
-        self.rot_k = Tap(self.wire) if rotary else None
-        self.scores = Tap(self.wire)
-        self.pattern = Tap(self.wire)
+        self.patch_rows, self.chunked = patch_rows, chunked
+        self.rot_q = Tap(self.use) if rotary else None
+        self.rot_k = Tap(self.use) if rotary else None
+        self.scores = Tap(self.use)
+        self.pattern = Tap(self.use)
         self.last_call: Callable[[], tuple[Tensor, Tensor]] | None = None
         self.remembers = False
-        self._users = 0
 
-    def wire(self, _tap: Tap | None = None) -> Removable:
-        """Put our attention function in place for one more user of this module."""
-        if self._users == 0:
-            _active.setdefault(self.module, []).append(self)
-            _use_ours(self.module.config, whole=self.chunked)
-            if self.layout is not None:
-                self.layout.use()
-        self._users += 1
-        return self
+    def _put_in(self) -> None:
+        """Name our attention function in the module's configuration."""
+        _active.setdefault(self.module, []).append(self)
+        _use_ours(self.module.config, whole=self.chunked)
+        if self.patch_rows is not None:
+            self.patch_rows.use()
 
-    def remove(self) -> None:
-        """One user fewer; with the last one the module gets its own attention function back."""
-        self._users -= 1
-        if self._users:
-            return
-        if self.layout is not None:
-            self.layout.remove()
+    def _take_out(self) -> None:
+        """Give the module its own attention function back."""
+        if self.patch_rows is not None:
+            self.patch_rows.remove()
         _active[self.module].remove(self)
         if not _active[self.module]:
             del _active[self.module]
@@ -97,10 +91,10 @@ class AttentionProbe:
     def _fire(self, tap: Tap | None, value: Tensor) -> Tensor:
         if tap is None or not tap.has_hooks():
             return value
-        if self.layout is None:
+        if self.patch_rows is None:
             return tap(value.transpose(1, 2)).transpose(1, 2)
         rows = value.transpose(1, 2).flatten(-2)
-        answer = through(tap, rows, self.layout.view.then(heads_view(value.shape[1])))
+        answer = through(tap, rows, self.patch_rows.view.then(heads_view(value.shape[1])))
         changed = rows if answer is None else answer
         return changed.unflatten(-1, (value.shape[1], -1)).transpose(1, 2)
 
@@ -126,7 +120,7 @@ def remember_attention(probes: dict[str, AttentionProbe]) -> Iterator[dict[str, 
     wired = []
     try:
         for probe in probes.values():
-            wired.append((probe, probe.wire()))
+            wired.append((probe, probe.use()))
             probe.remembers = True
         yield deferred
         for name, probe in probes.items():
@@ -205,8 +199,8 @@ def _attention(
     probes = _active.get(module, [])
     for probe in probes:
         query, key = probe.rotate(query, key)
-    layout = next((probe.layout for probe in probes if probe.layout is not None), None)
-    index = None if layout is None else layout.known_index()
+    patch_rows = next((p.patch_rows for p in probes if p.patch_rows is not None), None)
+    index = None if patch_rows is None else patch_rows.known_index()
     open_call = partial(_in_the_open, module, attention_mask, base, index, kwargs)
     q, k = query.detach(), key.detach()
     for probe in probes:  # the pattern does not depend on the values, so they are not kept

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.hooks.layout import Layout
+from vlm_lens.hooks.patch_rows import PatchRows
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.tap import Removable, Tap, fire, recomputed_modules
+from vlm_lens.hooks.shared import Shared
+from vlm_lens.hooks.tap import Tap, fire, recomputed_modules
 
 
-class NormProbe:
+class NormProbe(Shared):
     """Computes a norm in the open, ``x / scale`` and then ``* weight + bias``, with two taps.
 
     `scale` is ``sqrt(mean(x ** 2) + eps)``, of the centred x in a LayerNorm, in float32 and
@@ -22,35 +23,28 @@ class NormProbe:
     Args:
         module: The norm.
         offset: What is added to the weight before it is multiplied with (1 in Gemma).
-        layout: Shows what the norm works on in the plain layout.
+        patch_rows: Shows what the norm works on in the plain layout.
     """
 
     def __init__(
-        self, module: nn.Module, *, offset: float = 0.0, layout: Layout | None = None
+        self, module: nn.Module, *, offset: float = 0.0, patch_rows: PatchRows | None = None
     ) -> None:
         self.module = module
         self.offset = offset
-        self._view = None if layout is None else layout.view
+        self._view = None if patch_rows is None else patch_rows.view
         self.centered = isinstance(module, nn.LayerNorm)
-        wire = self._wire if layout is None else layout.wire(self._wire)
+        wire = self.use if patch_rows is None else patch_rows.wire(self.use)
         self.scale, self.normalized = Tap(wire), Tap(wire)
-        self._users = 0
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
-    def _wire(self, _tap: Tap) -> Removable:
-        if self._handle is None:
-            self._handle = self.module.register_forward_hook(self._on_forward, prepend=True)
-            recomputed_modules.add(self.module)
-        self._users += 1
-        return self
+    def _put_in(self) -> None:
+        self._handle = self.module.register_forward_hook(self._on_forward, prepend=True)
+        recomputed_modules.add(self.module)
 
-    def remove(self) -> None:
-        """One tap fewer; with the last one the norm module is left alone."""
-        self._users -= 1
-        if self._users == 0 and self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-            recomputed_modules.discard(self.module)
+    def _take_out(self) -> None:
+        assert self._handle is not None
+        self._handle.remove()
+        recomputed_modules.discard(self.module)
 
     def _on_forward(self, _module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         recomputed = self._recompute(args[0])

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vlm_lens.inputs.positions import PER_POSITION, lengthen
-from vlm_lens.inputs.token_map import Kind, TokenMap
+from vlm_lens.inputs.token_kinds import Kind
+from vlm_lens.inputs.token_map import TokenMap
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vlm_lens.geometry import AudioLayout, ImageLayout
+from vlm_lens.geometry import AudioLayout, ImageLayout, MediaLayout
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.media import Medium
 from vlm_lens.inputs.positions import PER_POSITION, lengthen, pad_left, stack
-from vlm_lens.inputs.token_map import Modality, Role, TokenMap
+from vlm_lens.inputs.token_kinds import Modality, Role
+from vlm_lens.inputs.token_map import TokenMap
 
-MediaLayout = ImageLayout | AudioLayout
 # Made by some processors, but no input of a forward that is not a training step.
 _UNUSED = ("labels", "input_ids")
 # Where a processor makes one of these, its images have an axis of samples and one of images.

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlm_lens.geometry import LayoutFunction
 from vlm_lens.geometry.fixed import n_class_tokens
 from vlm_lens.inputs.batch import Inputs
 from vlm_lens.inputs.encode import (
     EncodedSample,
-    MediaLayout,
     answer_type,
     check_length,
     collate,
@@ -37,7 +38,8 @@ def prepare(
     text: Prompt | Sequence[Prompt],
     answer: str | Sequence[str] | None = None,
     audio: Sounds | Sequence[Sounds] = None,
-    layout: Callable[..., MediaLayout],
+    layout: LayoutFunction,
+    chat_template: bool = True,
 ) -> Inputs:
     """Prepares images and texts for a model, and maps its positions to the images' pixels.
 
@@ -56,6 +58,7 @@ def prepare(
             rate of the processor's feature extractor.
         layout: Says what becomes of an image or a sound in this family of models, e.g.
             `vlm_lens.geometry.fixed_layout`.
+        chat_template: Whether texts go through the chat template, if there is one.
 
     Returns:
         The inputs, on the CPU, padded on the left.
@@ -112,10 +115,8 @@ pixel_values [1, 3, 224, 224], on cpu)
         )
     sources = audio if medium.name == "audio" else images
     raw, batched = split_samples(sources, text, answer, placeholder=medium.token)
-    rows = [
-        _encode(processor, config, entry, medium=medium, layout=layout, index=i)
-        for i, entry in enumerate(raw)
-    ]
+    encode_one = partial(_encode, processor, config, medium=medium, layout=layout)
+    rows = [encode_one(entry, index=i, chat_template=chat_template) for i, entry in enumerate(raw)]
     samples = [sample for sample, _, _ in rows]
     pictures = [media for _, media, _ in rows] if medium.name == "image" else [[] for _ in rows]
     return Inputs(
@@ -136,12 +137,20 @@ def _encode(
     raw: RawSample,
     *,
     medium: Medium,
-    layout: Callable[..., MediaLayout],
+    layout: LayoutFunction,
     index: int,
+    chat_template: bool,
 ) -> tuple[EncodedSample, list[Any], str]:
     """One sample with its images or sounds and its prompt."""
     n_media = len(raw.sources)
-    text = render_prompt(processor, raw.prompt, medium=medium, n_media=n_media, sample=index)
+    text = render_prompt(
+        processor,
+        raw.prompt,
+        medium=medium,
+        n_media=n_media,
+        sample=index,
+        chat_template=chat_template,
+    )
     load = load_image if medium.name == "image" else load_sound
     media = [_load(load, source, medium.name, i, index) for i, source in enumerate(raw.sources)]
     if medium.name == "image":

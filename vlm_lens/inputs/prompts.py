@@ -11,7 +11,13 @@ Prompt = str | Sequence[Message]
 
 
 def render_prompt(
-    processor: Any, prompt: Prompt, *, medium: Medium, n_media: int, sample: int
+    processor: Any,
+    prompt: Prompt,
+    *,
+    medium: Medium,
+    n_media: int,
+    sample: int,
+    chat_template: bool = True,
 ) -> str:
     """Writes out a prompt with one placeholder per image or sound, ready for the processor.
 
@@ -29,6 +35,7 @@ def render_prompt(
             the prompt without placeholders.
         n_media: How many images or sounds belong to the prompt.
         sample: The prompt's place in its batch, for error messages.
+        chat_template: Whether a text goes through the chat template, if there is one.
 
     Raises:
         TypeError: The prompt is neither a text nor chat messages.
@@ -40,7 +47,7 @@ def render_prompt(
             f"sample {sample}: {type(processor).__name__} takes one image per prompt, got "
             f"{n_media}: pass the images one by one"
         )
-    writer = _Writer(processor, medium, n_media if medium.in_prompt else 0)
+    writer = _Writer(processor, medium, n_media if medium.in_prompt else 0, chat_template)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"sample {sample}: the prompt is empty ({prompt!r}): write some text")
@@ -71,6 +78,7 @@ class _Writer:
     processor: Any
     medium: Medium
     n_media: int
+    has_template: bool
 
     def text(self, text: str) -> str:
         special = [self.medium.token, *self.processor.tokenizer.all_special_tokens]
@@ -84,7 +92,8 @@ class _Writer:
         if self._template is None:
             raise ValueError(
                 f"sample {sample}: chat messages need a chat template, and neither the processor "
-                "nor its tokenizer has one: write the prompt as a str"
+                "nor its tokenizer has one, or chat_template=False was asked for: write the prompt "
+                "as a str"
             )
         if not any(self._holds_medium(message) for message in messages):
             messages = self._with_media(messages)
@@ -92,6 +101,8 @@ class _Writer:
 
     @property
     def _template(self) -> str | dict[str, str] | None:
+        if not self.has_template:
+            return None
         own = getattr(self.processor, "chat_template", None)
         return own or self.processor.tokenizer.chat_template
 

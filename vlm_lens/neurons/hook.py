@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vlm_lens.hooks.heads import HEAD_SITES, PATTERN_SITES, flat_heads
 from vlm_lens.neurons.checks import check_range, kind_of
 
 Edit = Callable[[Float[Tensor, "*positions k"]], Float[Tensor, "*positions k"]]
@@ -36,19 +37,30 @@ def kept_on_devices(tensor: Tensor) -> Callable[..., Tensor]:
 class NeuronHook:
     """A TransformerLens hook function ``fn(tensor, hook)`` that edits neurons of one hook point.
 
+    Activations are ``[batch, pos, d]`` or ``[pos, d]``, and at the sites of heads (`HEAD_SITES`)
+    ``[batch, pos, head, d_head]``, where neuron ``h * d_head + i`` is channel ``i`` of head ``h``.
+
     Args:
-        name: The hook point's name, for messages.
+        name: The hook point's name.
         indices: The neurons to edit, unique.
         edit: What becomes of them.
         size: The number of neurons at the hook point (None = unknown, not checked).
         where: The positions to edit.
         generated: Whether positions that come one at a time after the prompt are edited too.
 
+    Raises:
+        ValueError: The hook point has no neurons (attention scores and patterns), or ``where`` is
+            needed; TypeError: ``where`` is no mask.
+
     Example:
         >>> hook = NeuronHook("projector.mlp.hook_post", [1], lambda old: 2 * old)
         >>> hook(torch.ones(1, 2, 3), hook=None)
         tensor([[[1., 2., 1.],
                  [1., 2., 1.]]])
+        >>> hook = NeuronHook("blocks.0.attn.hook_v", [2], lambda old: 2 * old)
+        >>> hook(torch.ones(1, 1, 2, 2), hook=None)
+        tensor([[[[1., 1.],
+                  [2., 1.]]]])
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class NeuronHook:
         where: Where = None,
         generated: bool = True,
     ) -> None:
+        _check_has_neurons(name)
         _check_where(where, generated)
         self.name, self._size, self._edit, self._generated = name, size, edit, generated
         self._count, self._largest = len(indices), max(indices)
@@ -73,33 +86,39 @@ class NeuronHook:
         tensor: Float[Tensor, "*shape"],
         hook: HookPoint | None = None,  # noqa: ARG002 - TransformerLens passes it by keyword
     ) -> Float[Tensor, "*shape"]:
-        """Returns ``tensor`` (``[batch, pos, d]`` or ``[pos, d]``) with the neurons edited."""
-        self._check_neurons(tensor)
+        """Returns ``tensor`` (in one of the shapes above) with the neurons edited."""
+        self._check_shape(tensor)
+        flat = flat_heads(self.name, tensor)
+        self._check_neurons(flat)
         where = self._where
-        if where is not None and not self._is_prompt(tensor, self._where_shape):
+        if where is not None and not self._is_prompt(flat, self._where_shape):
             if not self._generated:
                 return tensor
             where = None
-        index = self._index(tensor.device, torch.long)
-        old = tensor[..., index]
+        index = self._index(flat.device, torch.long)
+        old = flat[..., index]
         new = self._edit(old)
         if where is not None:
-            mask = where(tensor.device, torch.bool).reshape(*tensor.shape[:-1], 1)
+            mask = where(flat.device, torch.bool).reshape(*flat.shape[:-1], 1)
             new = torch.where(mask, new, old)
-        return tensor.index_copy(-1, index, new)
+        return flat.index_copy(-1, index, new).view(tensor.shape)
 
     def __repr__(self) -> str:
         return f"NeuronHook({self._count} neurons of {self.name})"
 
+    def _check_shape(self, tensor: Tensor) -> None:
+        has_heads = self.name.endswith(HEAD_SITES)
+        if tensor.ndim in ((4,) if has_heads else (2, 3)):
+            return
+        expected = "[batch, pos, head, d_head]" if has_heads else "[batch, pos, d] or [pos, d]"
+        raise ValueError(
+            f"activations at {self.name!r} have shape {tuple(tensor.shape)}, but neurons are "
+            f"edited there in activations {expected}. Heads are expected at the sites "
+            f"{', '.join(HEAD_SITES)} only; for another hook point write a hook function."
+        )
+
     def _check_neurons(self, tensor: Tensor) -> None:
         shape = tuple(tensor.shape)
-        if tensor.ndim not in (2, 3):
-            raise ValueError(
-                f"activations at {self.name!r} have shape {shape}: neurons are edited in "
-                "[batch, pos, d] or [pos, d] activations, not in head-shaped ones "
-                "[batch, pos, head, d_head]. Use a site with one neuron dimension, such as "
-                "'mlp.hook_post' or 'hook_attn_out'."
-            )
         check_range({self.name: [self._largest]}, {self.name: shape[-1]})
         if self._size not in (None, shape[-1]):
             raise ValueError(
@@ -122,6 +141,15 @@ class NeuronHook:
             f"{tuple(tensor.shape)}: expected {(*where, 'd')} for the whole prompt or, while "
             f"generating with a key-value cache, {(*where[:-1], 1, 'd')} for one new position. "
             "Build where for this component and batch, and generate with use_cache=True."
+        )
+
+
+def _check_has_neurons(name: str) -> None:
+    if name.endswith(PATTERN_SITES):
+        raise ValueError(
+            f"{name!r} has no neurons: attention scores and patterns are [batch, head, query, "
+            "key], so that their last dimension is positions. Choose neurons of 'attn.hook_q', "
+            "'attn.hook_k', 'attn.hook_v' or 'attn.hook_z', or write a hook function."
         )
 
 

@@ -3,6 +3,12 @@
 A *neuron* is one entry of the last dimension of the activations at one hook point, so the hook
 point's name is also the neuron's *site*. Papers mean different things by "neuron" (the activation
 function's output, its product with the gate, an output channel of the MLP); the site says which.
+
+Where activations have a dimension for heads, ``[batch, pos, head, d_head]``, the neurons of all
+heads count, one head after the other: channel ``i`` of head ``h`` is neuron ``h * d_head + i``. At
+``attn.hook_q``, ``hook_k`` and ``hook_v`` that is an output channel of the projection, and at
+``attn.hook_z`` an input channel of the output projection, under the linear layer's own number.
+Attention scores and patterns have no neurons: their last dimension is positions.
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Neuron:
-    """One neuron: a hook point and a position in the last dimension of its activations.
+    """One neuron: a hook point and a position among its channels.
 
     Neurons sort by hook name, numbers in it by value (layer 2 before 10), then by index.
 

@@ -1,1 +1,1 @@
-"""The report of `vlm-lens demo`: `study` finds, `page` renders, `write` saves."""
+"""Reports: what the commands found, as pages that can be read for ever."""

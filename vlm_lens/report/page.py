@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, no request, readable for ever."""
+"""The demo's report as one self-contained HTML page: no request, readable for ever."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.inputs import PatchGrid
 from vlm_lens.plots import neuron_over_tokens, style
+from vlm_lens.report.collapse import story_of
+from vlm_lens.report.environment import render
 from vlm_lens.report.study import AnswerStudy, NeuronView
-from vlm_lens.report.versions import versions
 
 _COARSE = 200
 """Images of fewer pixels a side are enlarged to squares, as the model sees them."""
@@ -31,35 +32,35 @@ class Cell:
     hint: str
 
 
-def render_report(study: AnswerStudy, *, model_name: str, command: str) -> str:
+def render_report(
+    study: AnswerStudy,
+    *,
+    collapse: CriticalNeurons | None = None,
+    about: str = "",
+    model_name: str,
+    command: str,
+) -> str:
     """Renders a study; the same study gives the same page, byte for byte.
 
     Args:
         study: What `study_answer` found.
+        collapse: What `search_collapse` found, if it has searched.
+        about: On which samples, in a sentence.
         model_name: What the model was loaded as.
         command: The command that makes the report again.
 
     Returns:
-        HTML. It holds the image and all drawings, and asks for nothing else; its content security
-        policy forbids scripts and requests.
+        HTML. It holds the image and all drawings, and asks for nothing else.
     """
     # A picture is an <svg> with one <rect> a patch: hover values without a script, 10 kB each.
-    environment = Environment(
-        loader=PackageLoader("vlm_lens.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["signed"] = "{:+#.3g}".format
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
     picture, grid = study.inputs.images[0][0], study.token_map.grid()
-    return environment.get_template("template.html").render(
+    return render(
+        "demo.html",
+        command=command,
+        has_figures=collapse is not None,
         study=study,
         text=study.inputs.texts[0],
         model_name=model_name,
-        command=command,
-        versions=versions(),
         picture=style.data_uri(picture),
         size=picture.size,
         coarse=max(picture.size) < _COARSE,
@@ -68,6 +69,10 @@ def render_report(study: AnswerStudy, *, model_name: str, command: str) -> str:
         tokens=lambda view: _tokens(view, study),
         legend=lambda view: Markup(style.legend(view.over_image, view.limit, "activation")),
         largest=_largest,
+        story=None if collapse is None else story_of(collapse),
+        about=about,
+        n_samples=0 if collapse is None else len(collapse.prompts),
+        max_k=0 if collapse is None else len(collapse.ranking),
     )
 
 

@@ -142,7 +142,7 @@ def check_study(model: HookedVLM, inputs: Inputs, *, top: int) -> None:
     """Checks what `study_answer` needs, before it starts.
 
     Raises:
-        ValueError: See `study_answer`.
+        ValueError: See `study_answer`; or the image's tokens lie on no grid.
     """
     if [len(images) for images in inputs.images] != [1]:
         counts = [len(images) for images in inputs.images]
@@ -152,6 +152,7 @@ def check_study(model: HookedVLM, inputs: Inputs, *, top: int) -> None:
             f"expected to ablate 1 to {model.cfg.d_mlp // 2} neurons (half of a layer, so that as "
             f"many are left for the random control), got {top}"
         )
+    inputs.token_map[0].grid()  # the heat maps need one
 
 
 def _outcomes(

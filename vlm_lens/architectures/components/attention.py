@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlm_lens.architectures.base import ArchitectureError, AttentionPaths, module_at
 from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
-from vlm_lens.hooks import AttentionProbe, Layout, View, heads_view
+from vlm_lens.hooks import AttentionProbe, PatchRows, View, heads_view
 
 
 class HookedAttention(Component):
@@ -19,7 +19,7 @@ class HookedAttention(Component):
         paths: Where its parts are.
         n_heads: Number of heads.
         n_kv: Number of heads of keys and values.
-        layout: How its tensors lie.
+        patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class HookedAttention(Component):
         *,
         n_heads: int,
         n_kv: int,
-        layout: Layout | None = None,
+        patch_rows: PatchRows | None = None,
     ) -> None:
         module = module_at(root, paths.module)
-        super().__init__(module, layout=layout)
+        super().__init__(module, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
         self._out = (module_at(root, paths.o),)
         self._projections = _projections(root, paths, n_heads, n_kv)
@@ -43,7 +43,7 @@ class HookedAttention(Component):
         self.probe = AttentionProbe(
             module,
             rotary=paths.rotary,
-            layout=layout if paths.packed else None,
+            patch_rows=patch_rows if paths.packed else None,
             chunked=paths.chunked,
         )
         if self.probe.rot_q is not None and self.probe.rot_k is not None:

@@ -9,7 +9,7 @@ from vlm_lens.architectures.components.attention import HookedAttention
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.mlp import HookedMLP
 from vlm_lens.architectures.components.norm import HookedNorm
-from vlm_lens.hooks import Layout, Tap
+from vlm_lens.hooks import PatchRows, Tap
 
 
 class HookedBlock(Component):
@@ -26,7 +26,7 @@ class HookedBlock(Component):
         paths: Where its parts are.
         n_heads: Number of heads.
         n_kv: Number of heads of keys and values.
-        layout: How its tensors lie.
+        patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class HookedBlock(Component):
         *,
         n_heads: int,
         n_kv: int,
-        layout: Layout | None = None,
+        patch_rows: PatchRows | None = None,
     ) -> None:
         if paths.rows is not None:
-            layout = Layout(module, paths.rows)
-        super().__init__(module, layout=layout)
+            patch_rows = PatchRows(module, paths.rows)
+        super().__init__(module, patch_rows=patch_rows)
         self.norm_offset, self.post_norm = paths.norm_offset, paths.post_norm
         self.hook_resid_pre = self.input_tap(module)
         self.ln1 = self._norm(paths.ln1)
         if paths.attn is not None:
             self.attn = HookedAttention(
-                module, paths.attn, n_heads=n_heads, n_kv=n_kv, layout=layout
+                module, paths.attn, n_heads=n_heads, n_kv=n_kv, patch_rows=patch_rows
             )
             self.hook_attn_out = self._added(paths.ln1_post, paths.attn.o)
         if paths.ln1_post is not None:
@@ -63,7 +63,7 @@ class HookedBlock(Component):
 
     def _add_mlp(self, paths: BlockPaths) -> None:
         """The stream before the MLP, the MLP, and what it adds."""
-        [layout] = self._layout
+        [patch_rows] = self._patch_rows
         crossed = hasattr(self, "ln_cross")
         stream = self._stream(
             paths, before=paths.ln2, after=str(paths.ln_cross) if crossed else paths.ln1
@@ -73,16 +73,18 @@ class HookedBlock(Component):
         else:
             self.hook_resid_mid = stream
         self.ln2 = self._norm(paths.ln2)
-        self.mlp = HookedMLP(self.hf_module, paths.mlp, layout=layout)
+        self.mlp = HookedMLP(self.hf_module, paths.mlp, patch_rows=patch_rows)
         self.hook_mlp_out = self._added(paths.ln2_post, paths.mlp.down)
         if paths.ln2_post is not None:
             self.ln2_post = self._norm(paths.ln2_post)
         if paths.text_mlp is not None and has_module(self.hf_module, paths.text_mlp.down):
-            self.text_mlp = HookedMLP(self.hf_module, paths.text_mlp, layout=layout)
+            self.text_mlp = HookedMLP(self.hf_module, paths.text_mlp, patch_rows=patch_rows)
 
     def _norm(self, path: str) -> HookedNorm:
-        [layout] = self._layout
-        return HookedNorm(module_at(self.hf_module, path), offset=self.norm_offset, layout=layout)
+        [patch_rows] = self._patch_rows
+        return HookedNorm(
+            module_at(self.hf_module, path), offset=self.norm_offset, patch_rows=patch_rows
+        )
 
     def _added(self, norm: str | None, linear: str) -> Tap:
         """What attention or MLP adds: its last linear layer's output, or that of a norm after."""

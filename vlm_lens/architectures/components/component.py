@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.hooks import Layout, Tap, View, input_of, output_of, shared_input_of, slice_view
+from vlm_lens.hooks import (
+    PatchRows,
+    Tap,
+    View,
+    input_of,
+    output_of,
+    shared_input_of,
+    slice_view,
+    tap_at,
+)
+from vlm_lens.hooks.tap import Wire
 
 
 class Component(nn.Module):
-    """Taps of one Hugging Face module, which it refers to without owning its parameters."""
+    """Taps of one Hugging Face module, which it refers to without owning its parameters.
 
-    def __init__(self, module: nn.Module, *, layout: Layout | None = None) -> None:
+    Args:
+        module: The module.
+        patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
+    """
+
+    def __init__(self, module: nn.Module, *, patch_rows: PatchRows | None = None) -> None:
         super().__init__()
         self._referred = (module,)  # in a tuple: not a submodule, so parameters appear once
-        self._layout = (layout,)
+        self._patch_rows = (patch_rows,)
 
     @property
     def hf_module(self) -> Any:
@@ -26,24 +42,22 @@ class Component(nn.Module):
         return self._referred[0]
 
     def output_tap(self, module: nn.Module, view: View | None = None) -> Tap:
-        """A tap on a module's output, shown in this component's layout."""
-        return self._tap(output_of, module, view)
+        """A tap on a module's output, shown in the plain layout."""
+        return self._tap(output_of, module, view=view)
 
     def input_tap(
         self, module: nn.Module, view: View | None = None, *, keyword: str | None = None
     ) -> Tap:
-        """A tap on a module's input, shown in this component's layout."""
-        return self._tap(input_of, module, view, keyword=keyword)
+        """A tap on a module's input, shown in the plain layout."""
+        return self._tap(input_of, module, view=view, keyword=keyword)
 
     def shared_input_tap(self, module: nn.Module) -> Tap:
-        """A tap on an input that its caller goes on using, shown in this component's layout."""
-        return self._tap(shared_input_of, module, None)
+        """A tap on an input that its caller goes on using, shown in the plain layout."""
+        return self._tap(shared_input_of, module)
 
-    def _tap(self, place: Any, module: nn.Module, view: View | None, **options: Any) -> Tap:
-        [layout] = self._layout
-        if layout is None:
-            return Tap(place(module, view=view, **options))
-        return Tap(layout.wire(place(module, view=layout.view.then(view), **options)))
+    def _tap(self, place: Callable[..., Wire], module: nn.Module, **options: Any) -> Tap:
+        [patch_rows] = self._patch_rows
+        return tap_at(place, module, patch_rows=patch_rows, **options)
 
 
 @dataclass(frozen=True)

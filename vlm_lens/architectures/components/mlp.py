@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm_lens.architectures.base import ArchitectureError, MLPPaths, module_at
 from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
-from vlm_lens.hooks import Layout
+from vlm_lens.hooks import PatchRows
 
 
 class HookedMLP(Component):
@@ -18,12 +18,14 @@ class HookedMLP(Component):
     Args:
         root: What the paths are relative to.
         paths: Where its parts are.
-        layout: How its tensors lie.
+        patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
 
-    def __init__(self, root: nn.Module, paths: MLPPaths, *, layout: Layout | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, paths: MLPPaths, *, patch_rows: PatchRows | None = None
+    ) -> None:
         down = module_at(root, paths.down)
-        super().__init__(down, layout=layout)
+        super().__init__(down, patch_rows=patch_rows)
         self._gate, self._up = _projections(root, paths)
         first = self._up if self._gate is None else self._gate
         self.hook_pre = self.output_tap(first.module, first.view)

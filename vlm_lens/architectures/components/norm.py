@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_lens.architectures.components.component import Component, readable
-from vlm_lens.hooks import Layout, NormProbe
+from vlm_lens.hooks import NormProbe, PatchRows
 
 
 class HookedNorm(Component):
@@ -16,15 +16,15 @@ class HookedNorm(Component):
     Args:
         module: The norm.
         offset: What the norm adds to its weight before it multiplies (1 in Gemma).
-        layout: How its tensors lie.
+        patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
 
     def __init__(
-        self, module: nn.Module, *, offset: float = 0.0, layout: Layout | None = None
+        self, module: nn.Module, *, offset: float = 0.0, patch_rows: PatchRows | None = None
     ) -> None:
-        super().__init__(module, layout=layout)
+        super().__init__(module, patch_rows=patch_rows)
         self.offset = offset
-        probe = NormProbe(module, offset=offset, layout=layout)
+        probe = NormProbe(module, offset=offset, patch_rows=patch_rows)
         self.hook_scale = probe.scale
         self.hook_normalized = probe.normalized
         self.eps = probe.eps

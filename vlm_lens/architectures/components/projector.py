@@ -15,7 +15,7 @@ from vlm_lens.architectures.components.attention import HookedAttention
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.mlp import HookedMLP
 from vlm_lens.architectures.components.norm import HookedNorm
-from vlm_lens.hooks import Layout
+from vlm_lens.hooks import PatchRows, input_of, tap_at
 
 
 class HookedProjector(Component):
@@ -30,21 +30,21 @@ class HookedProjector(Component):
         module = module_at(hf_model, paths.module)
         source = module_at(hf_model, paths.rows_from or paths.module)
         inward, outward = (
-            None if rows is None else Layout(source, rows)
+            None if rows is None else PatchRows(source, rows)
             for rows in (paths.rows_in, paths.rows_out)
         )
-        super().__init__(module, layout=outward)
-        self.hook_in = Component(module, layout=inward).input_tap(module)
+        super().__init__(module, patch_rows=outward)
+        self.hook_in = tap_at(input_of, module, patch_rows=inward)
         if paths.norm is not None:
             norm = module_at(hf_model, paths.norm)
-            self.norm = HookedNorm(norm, offset=paths.norm_offset, layout=outward)
+            self.norm = HookedNorm(norm, offset=paths.norm_offset, patch_rows=outward)
         if paths.attn is not None:
             n_heads = size_in(config_of(hf_model, paths.config), "n_heads")
             assert n_heads is not None
             self.attn = HookedAttention(hf_model, paths.attn, n_heads=n_heads, n_kv=n_heads)
         if paths.linear_1 is not None and paths.linear_2 is not None:
             two = MLPPaths(up=paths.linear_1, down=paths.linear_2)
-            self.mlp = HookedMLP(hf_model, two, layout=outward)
+            self.mlp = HookedMLP(hf_model, two, patch_rows=outward)
         self.hook_out = self.output_tap(module)
         if paths.deepstack is not None:
             self.deepstack = nn.ModuleList(self._deepstack(hf_model, paths))

@@ -19,7 +19,7 @@ from vlm_lens.architectures.components.block import HookedBlock
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.norm import HookedNorm
 from vlm_lens.architectures.model_types import blocks_of
-from vlm_lens.hooks import Layout, Tap
+from vlm_lens.hooks import PatchRows, Tap
 
 
 class HookedStack(Component):
@@ -36,10 +36,11 @@ class HookedStack(Component):
 
     def __init__(self, hf_model: nn.Module, paths: StackPaths) -> None:
         blocks = list(module_at(hf_model, paths.blocks).children())
-        layout = None
+        patch_rows = None
         if paths.rows is not None:
-            layout = Layout(module_at(hf_model, paths.rows_from), paths.rows)
-        super().__init__(module_at(hf_model, paths.start or f"{paths.blocks}.0"), layout=layout)
+            patch_rows = PatchRows(module_at(hf_model, paths.rows_from), paths.rows)
+        start = module_at(hf_model, paths.start or f"{paths.blocks}.0")
+        super().__init__(start, patch_rows=patch_rows)
         keyword = "inputs_embeds" if paths.start else None
         self.hook_embed = self.input_tap(self.hf_module, keyword=keyword)
         self._blocks = tuple(blocks)
@@ -48,14 +49,19 @@ class HookedStack(Component):
             self.add_module(name, HookedStack(hf_model, inner))
         if paths.ln_final is not None:
             norm = module_at(hf_model, paths.ln_final)
-            self.ln_final = HookedNorm(norm, offset=self.blocks[0].norm_offset, layout=layout)
+            offset = self.blocks[0].norm_offset
+            self.ln_final = HookedNorm(norm, offset=offset, patch_rows=patch_rows)
+        self._add_output(hf_model, paths)
+
+    def _add_output(self, hf_model: Any, paths: StackPaths) -> None:
+        """What an encoder hands on, wherever the record says that it leaves."""
         if paths.output is not None:
             self.hook_out = self.output_tap(module_at(hf_model, paths.output))
         elif paths.handed_to is not None:
             self.hook_out = self.input_tap(module_at(hf_model, paths.handed_to))
         elif paths.output_layer is not None:
             self.output_layer = paths.output_layer(hf_model.config)
-            self.hook_out = self._state(blocks, self.output_layer)
+            self.hook_out = self._state(self.output_layer)
 
     @property
     def hf_block(self) -> nn.Module:
@@ -74,18 +80,19 @@ class HookedStack(Component):
         n_heads = size_in(config, "n_heads")
         if n_heads is None:
             raise ArchitectureError(f"Expected {paths.config} to state its number of heads.")
-        [layout] = self._layout
+        [patch_rows] = self._patch_rows
         for block in blocks:
             yield HookedBlock(
                 block,
                 _fitting(block, paths.block or blocks_of(config), where=paths.blocks),
                 n_heads=n_heads,
                 n_kv=size_in(config, "n_key_value_heads") or n_heads,
-                layout=layout,
+                patch_rows=patch_rows,
             )
 
-    def _state(self, blocks: list[nn.Module], layer: int) -> Tap:
+    def _state(self, layer: int) -> Tap:
         """Hidden state i leaves block i - 1; state 0 is what enters the first block."""
+        blocks = self._blocks
         if not 0 <= layer <= len(blocks):
             raise ArchitectureError(
                 f"Expected the encoder's output to be one of its hidden states 0 to {len(blocks)}, "

@@ -1,7 +1,7 @@
 """The plain layout of activations: ``[image_or_tile, patch, ...]``, patches row by row.
 
 Some towers keep their patches otherwise: all images in one sequence, in groups of 2x2 that are
-merged later, window by window, or with padding between tiles. A `Layout` notes, when the tower
+merged later, window by window, or with padding between tiles. A `PatchRows` notes, when the tower
 starts, where each patch of each image lies, and shows the tower's tensors in the plain layout.
 """
 
@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from vlm_lens.hooks.tap import Removable, Wire
+from vlm_lens.hooks.shared import Shared
+from vlm_lens.hooks.tap import Removable, Tap, Wire
 from vlm_lens.hooks.view import View
 
 NO_ROW = -1
@@ -49,7 +50,7 @@ def put_rows(
     return rows.view(x.shape)
 
 
-class Layout:
+class PatchRows(Shared):
     """Shows the tensors of one part of a model in the plain layout.
 
     Args:
@@ -60,34 +61,28 @@ class Layout:
     def __init__(self, module: nn.Module, rows: RowIndex) -> None:
         self.module = module
         self._rows = rows
-        self._users = 0
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self.index: Int[Tensor, "image patch"] | None = None
         self.view = View(show=self._show, put_back=self._put_back)
 
     def wire(self, wire: Wire) -> Wire:
-        """A wire that keeps this layout up to date as long as it is in place."""
+        """A wire that keeps the rows up to date as long as it is in place."""
 
         def both(tap: Any) -> Removable:
             return _Both(self.use(), wire(tap))
 
         return both
 
-    def use(self) -> Removable:
-        """Reads the module's arguments from now on, until `remove` is called as often."""
-        if self._handle is None:
-            self._handle = self.module.register_forward_pre_hook(
-                self._read, with_kwargs=True, prepend=True
-            )
-        self._users += 1
-        return self
+    def _put_in(self) -> None:
+        """Read the module's arguments from now on."""
+        self._handle = self.module.register_forward_pre_hook(
+            self._read, with_kwargs=True, prepend=True
+        )
 
-    def remove(self) -> None:
-        """One user fewer; with the last one the module is left alone."""
-        self._users -= 1
-        if self._users == 0 and self._handle is not None:
-            self._handle.remove()
-            self._handle = self.index = None
+    def _take_out(self) -> None:
+        assert self._handle is not None
+        self._handle.remove()
+        self.index = None
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -107,6 +102,37 @@ class Layout:
                 "place of its patches is not known."
             )
         return self.index
+
+
+def tap_at(
+    place: Callable[..., Wire],
+    module: nn.Module,
+    *,
+    patch_rows: PatchRows | None,
+    view: View | None = None,
+    **options: Any,
+) -> Tap:
+    """A tap at a place of a module, whose hooks see the plain layout.
+
+    Args:
+        place: `output_of`, `input_of` or `shared_input_of`.
+        module: The module.
+        patch_rows: Where each patch lies, in a module that keeps another layout.
+        view: What hooks see of a tensor in the plain layout.
+        **options: Passed to `place`.
+
+    Example:
+        >>> from vlm_lens.hooks import output_of
+        >>> linear = nn.Linear(2, 2)
+        >>> halves = PatchRows(linear, lambda module, arguments: torch.tensor([[0, 1], [2, 3]]))
+        >>> tap = tap_at(output_of, linear, patch_rows=halves)
+        >>> _ = tap.add_hook(lambda tensor, hook: print(tensor.shape))
+        >>> _ = linear(torch.zeros(4, 2))
+        torch.Size([2, 2, 2])
+    """
+    if patch_rows is None:
+        return Tap(place(module, view=view, **options))
+    return Tap(patch_rows.wire(place(module, view=patch_rows.view.then(view), **options)))
 
 
 class _Both:

@@ -1,4 +1,4 @@
-"""The versions that a report, and ``vlm-lens --version``, name."""
+"""The versions that reports, saved results and ``vlm-lens --version`` name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""Sums over batches that survive an interruption, and the file that they survive in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlm_lens.data import Sample
+from vlm_lens.results import read_result, write_result
+
+KIND = "progress"
+"""The kind of result that progress is on disk."""
+
+_SAVE_EVERY = 8
+"""After so many batches a checkpoint is written."""
+
+_READ = 16
+"""So many entries of each parameter tell models apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What is known after some batches; each step gives a new one, so none is half done.
+
+    Attributes:
+        n_batches: How many batches are done.
+        sums: By hook name, each neuron's sum over their samples, float64.
+        left_out: The samples among them that do not count: what was measured was not finite.
+        not_finite: By hook name, in how many samples it was not.
+    """
+
+    n_batches: int = 0
+    sums: dict[str, Float[Tensor, " d"]] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
+    not_finite: dict[str, int] = field(default_factory=dict)
+
+    def plus(
+        self,
+        sums: Mapping[str, Float[Tensor, " d"]],
+        *,
+        left_out: Sequence[int] = (),
+        not_finite: Mapping[str, int] | None = None,
+    ) -> Progress:
+        """This and one more batch."""
+        counts = not_finite or {}
+        names = [*self.not_finite, *(name for name in counts if name not in self.not_finite)]
+        return Progress(
+            n_batches=self.n_batches + 1,
+            sums={**self.sums, **{name: _added(self.sums, name, sums[name]) for name in sums}},
+            left_out=(*self.left_out, *left_out),
+            not_finite={n: self.not_finite.get(n, 0) + counts.get(n, 0) for n in names},
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, of: Mapping[str, Any]) -> None:
+        """Writes it into a folder, with what it belongs to."""
+        fields = {
+            "of": dict(of),
+            "n_batches": self.n_batches,
+            "names": list(self.sums),
+            "left_out": self.left_out,
+            "not_finite": self.not_finite,
+        }
+        write_result(folder, kind=KIND, fields=fields, tensors=self.sums)
+
+    @classmethod
+    def resume(cls, folder: str | os.PathLike[str], *, of: Mapping[str, Any]) -> Progress:
+        """What `save` wrote into a folder; nothing is done yet where there is no such file.
+
+        Raises:
+            ValueError: It belongs to something else than ``of``, or is damaged.
+        """
+        if not (Path(folder) / f"{KIND}.json").exists():
+            return cls()
+        fields, tensors = read_result(folder, kind=KIND)
+        _check_same(fields["of"], of, folder)
+        return cls(
+            n_batches=fields["n_batches"],
+            sums={name: tensors[name] for name in fields["names"]},
+            left_out=tuple(fields["left_out"]),
+            not_finite=fields["not_finite"],
+        )
+
+
+def finish(
+    step: Callable[[Progress], Progress],
+    *,
+    n_batches: int,
+    checkpoint: Path | None,
+    belongs_to: Mapping[str, Any],
+    on_batch: Callable[[int, int], None] | None,
+) -> Progress:
+    """Takes all batches that are not done yet.
+
+    Args:
+        step: Takes one more.
+        n_batches: How many there are.
+        checkpoint: The folder that progress is read from, and written to every few batches and
+            when something interrupts; None for neither.
+        belongs_to: What has to be the same for progress to be of use.
+        on_batch: Called after each batch with the number of batches done and of all.
+
+    Raises:
+        ValueError: The checkpoint belongs to something else, or is damaged.
+    """
+    progress = Progress() if checkpoint is None else Progress.resume(checkpoint, of=belongs_to)
+    saved = progress
+    try:
+        while progress.n_batches < n_batches:
+            progress = step(progress)
+            if on_batch is not None:
+                on_batch(progress.n_batches, n_batches)
+            if checkpoint is not None and progress.n_batches % _SAVE_EVERY == 0:
+                progress.save(checkpoint, of=belongs_to)
+                saved = progress
+    finally:
+        if checkpoint is not None and progress is not saved:
+            progress.save(checkpoint, of=belongs_to)
+    return progress
+
+
+def _added(sums: Mapping[str, Tensor], name: str, more: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    more = more.cpu().double()
+    return sums[name] + more if name in sums else more
+
+
+def _check_same(found: Mapping[str, Any], of: Mapping[str, Any], folder: object) -> None:
+    different = [name for name in of if found.get(name) != of[name]]
+    if different:
+        name = different[0]
+        others = f" (in all, {len(different)} differ)" if len(different) > 1 else ""
+        raise ValueError(
+            f"the checkpoint in {os.fspath(str(folder))!r} belongs to another run: its {name} is "
+            f"{_short(found.get(name))}, but now it is {_short(of[name])}{others}. Name another "
+            "folder, or delete this one to start anew."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def digest_of_samples(samples: Sequence[Sample]) -> str:
+    """A checksum of what samples ask, show and expect."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.text, sample.answer, len(sample.images))).encode())
+        for image in sample.images:
+            digest.update(repr((image.size, image.mode)).encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """A checksum of every parameter's name, shape, dtype and some of its entries.
+
+    It tells a model from its fine-tuned versions without reading all of it. Parameters that a
+    device map keeps out of memory count by name, shape and dtype only.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
+        if not parameter.is_meta:
+            flat = parameter.detach().flatten()
+            places = torch.linspace(0, len(flat) - 1, _READ, dtype=torch.float64).long()
+            some = flat[places.to(flat.device)].cpu()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

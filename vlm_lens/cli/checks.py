@@ -1,0 +1,38 @@
+"""What the user gave, told apart from what goes wrong in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(Exception):
+    """Something that the user gave does not work; the message says what and why, in one line."""
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Marks where input is read: an error there is the input's, and its message is for the user."""
+    from vlm_lens.hooks.names import HookNameError
+
+    try:
+        yield
+    except (HookNameError, ImportError, OSError, TypeError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def check_device(name: str | None) -> None:
+    """Refuses a device that this installation of torch does not have.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    import torch
+
+    if name is None:
+        return
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the device {name!r} does not work here: {reason}") from error

@@ -1,0 +1,110 @@
+"""``vlm-lens demo``: from an image and a question to the neurons behind the answer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_lens.cli.checks import check_device, reading_input
+from vlm_lens.cli.progress import Steps
+from vlm_lens.cli.samples import BUNDLED
+from vlm_lens.cli.threads import fit_threads
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlm_lens.data import Sample
+
+DEMO_SAMPLE = 3
+"""Which of the bundled images: one whose answer a few neurons decide, which is not true of all."""
+
+N_SAMPLES = 16
+"""On so many questions about the bundled model's world the demo looks for its critical neurons."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser."""
+    what = "find the neurons behind an answer, remove them, and write a report"
+    parser = commands.add_parser(
+        "demo", help=what, description=f"Answer a question about an image, {what}."
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--image", type=Path, metavar="PATH", help="image file (default: a bundled one)")
+    add("--question", metavar="TEXT", help="question about it (default: the bundled image's)")
+    add(
+        "--model",
+        default=BUNDLED,
+        metavar="NAME",
+        help="model folder or Hugging Face id (default: %(default)s, bundled)",
+    )
+    add("--device", metavar="NAME", help="where the model runs, e.g. cuda (default: the CPU)")
+    add("--top", type=int, default=60, metavar="N", help="neurons to remove (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the random control neurons (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="PATH",
+        help="the report (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace, *, command: str) -> None:
+    """Everything that can be refused is refused before the model is loaded, or right after it."""
+    from vlm_lens.report.write import check_target, write_report
+
+    with reading_input():
+        check_target(arguments.out)
+        image, question = _image_and_question(arguments.image, arguments.question)
+    check_device(arguments.device)
+    step = Steps()
+    from vlm_lens.model import HookedVLM
+    from vlm_lens.report.demo_collapse import search_collapse
+    from vlm_lens.report.page import render_report
+    from vlm_lens.report.study import check_study, study_answer
+
+    step(f"loading {arguments.model}")
+    with reading_input():
+        model = HookedVLM.from_pretrained(arguments.model, device=arguments.device)
+        inputs = model.prepare(images=image, text=question)
+        check_study(model, inputs, top=arguments.top)
+    fit_threads(model)
+    if model.tokenizer.unk_token in inputs.token_map[0].tokens:
+        step(f"note: {question!r} holds words that the model does not know")
+    study = study_answer(model, inputs, top=arguments.top, seed=arguments.seed, on_step=step)
+    samples, about = _samples(arguments.model, image, question)
+    collapse = search_collapse(model, samples, on_step=step)
+    step("writing the report")
+    html = render_report(
+        study, collapse=collapse, about=about, model_name=arguments.model, command=command
+    )
+    with reading_input():
+        write_report(html, arguments.out)
+    step(f"done: the model answers {study.outcomes[0].answer!r}")
+    print(arguments.out)
+
+
+def _image_and_question(path: Path | None, question: str | None) -> tuple[Image, str]:
+    """The image and the question, one or both from the bundled sample."""
+    from vlm_lens.data.imagefolder import load_imagefolder
+    from vlm_lens.inputs import load_image
+    from vlm_lens.shapes_llava import IMAGES
+
+    if path is not None:
+        if question is None:
+            raise ValueError("--image needs a --question about it")
+        return load_image(path), question
+    sample = load_imagefolder(IMAGES, n=DEMO_SAMPLE + 1)[DEMO_SAMPLE]
+    return sample.images[0], question or sample.text
+
+
+def _samples(model_name: str, image: Image, question: str) -> tuple[list[Sample], str]:
+    """What critical neurons are searched on, and what that is, in a sentence."""
+    from vlm_lens.data import Sample, load_samples
+
+    if model_name != BUNDLED:
+        return [Sample(images=[image], text=question)], "Measured on this question alone."
+    samples = load_samples(BUNDLED, n=N_SAMPLES)
+    return samples, f"Measured on {N_SAMPLES} questions about images of the model's test split."

@@ -1,0 +1,159 @@
+"""The folder that a command writes into, and that the same command goes on from."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from vlm_lens.cli.checks import InputError, reading_input
+
+KIND = "run"
+"""The kind of result that the command itself is on disk."""
+
+REPORT = "report.html"
+
+_CHECKPOINT = "checkpoint"
+_NOT_ASKED = ("run", "interrupted", "out", "controls")
+"""What makes no difference to what is in the folder; controls can be added later."""
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What can be kept in a folder."""
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it."""
+
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of results that belong to one command.
+
+    Attributes:
+        path: Where it is.
+        command: The command, as it is typed.
+        asked: Its options that make a difference to the results.
+    """
+
+    path: Path
+    command: str
+    asked: dict[str, Any]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, command: str) -> RunFolder:
+        """The folder that arguments name, checked.
+
+        Raises:
+            InputError: It holds something else, or cannot be written to.
+        """
+        given = {name: value for name, value in vars(arguments).items() if name not in _NOT_ASKED}
+        folder = cls(arguments.out, command, {**given, "versions": _versions()})
+        with reading_input():
+            _check_place(folder.path)
+            if folder.path.exists() and any(folder.path.iterdir()):
+                folder._check_same(folder.asked)
+        return folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where what is half done is kept."""
+        return self.path / _CHECKPOINT
+
+    def claim(self, **inputs: str) -> None:
+        """Writes down what the folder is for, or checks that it was for the same.
+
+        Args:
+            **inputs: Checksums of what the options name, such as the model's weights.
+
+        Raises:
+            InputError: Something of that name has changed, or a checkpoint is damaged.
+        """
+        from vlm_lens.results import write_result
+
+        fields = {**self.asked, **inputs}
+        with reading_input():
+            if (self.path / f"{KIND}.json").exists():
+                self._check_same(fields)
+                self._check_checkpoint()
+            else:
+                write_result(self.path, kind=KIND, fields={"command": self.command, **fields})
+
+    def kept(self, place: str, *, kind: str, load: Callable[[Path], R], make: Callable[[], R]) -> R:
+        """A result that is there from an earlier run, or else is made now.
+
+        Args:
+            place: In which folder inside; "" for this one.
+            kind: What its file is called.
+            load: Reads it.
+            make: Makes it.
+
+        Raises:
+            InputError: It is there, but damaged.
+        """
+        folder = self.path / place
+        if (folder / f"{kind}.json").exists():
+            with reading_input():
+                return load(folder)
+        made = make()
+        made.save(folder)
+        return made
+
+    def share_checkpoint(self, place: str) -> Path:
+        """A folder for the checkpoints of a table, whose first search is that of the command.
+
+        Args:
+            place: What the table is called.
+        """
+        folder = self.checkpoint / place
+        source, target = self.checkpoint / "search.json", folder / "00" / "search.json"
+        if source.exists() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+        return folder
+
+    def _check_same(self, fields: Mapping[str, Any]) -> None:
+        from vlm_lens.results import read_result
+
+        if not (self.path / f"{KIND}.json").exists():
+            raise InputError(
+                f"{str(self.path)!r} holds other files: name a new folder with --out, or an empty "
+                "one"
+            )
+        known, _ = read_result(self.path, kind=KIND)
+        different = [name for name in fields if known.get(name) != fields[name]]
+        if different:
+            names = ", ".join(name.replace("_", "-") for name in different)
+            raise InputError(
+                f"{str(self.path)!r} holds the results of another run, which differs in {names}: "
+                f"it was made by `{known.get('command')}`. Name another folder with --out"
+            )
+
+    def _check_checkpoint(self) -> None:
+        from vlm_lens.results import read_result
+
+        for kind in ("progress", "search"):
+            if (self.checkpoint / f"{kind}.json").exists():
+                read_result(self.checkpoint, kind=kind)
+
+
+def _check_place(path: Path) -> None:
+    """Refuses a folder that cannot be made or written to."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"cannot write into {str(path)!r}: it is a file; name a folder")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise PermissionError(f"cannot write into {str(path)!r}: no permission in {str(nearest)!r}")
+
+
+def _versions() -> dict[str, str]:
+    from vlm_lens.versions import versions
+
+    return versions()

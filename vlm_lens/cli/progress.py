@@ -1,0 +1,62 @@
+"""What a command says on stderr while it works: steps, and bars where somebody looks on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_lens.analyses.critical import Measurement
+
+_SHOWN = ("perplexity_ratio", "agreement")
+"""The metrics that are measured at every k."""
+
+
+class Steps:
+    """Says on stderr what comes next, and how long it has taken up to here."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        print(f"[{time.monotonic() - self._start:5.1f} s] {what}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A progress bar on stderr; none where stderr is a file.
+
+    Args:
+        bar: One of tqdm's.
+    """
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def scored(self, done: int, total: int) -> None:
+        """Shows how many batches are done; for `can.score`."""
+        self._bar.total, self._bar.n = total, done
+        self._bar.refresh()
+
+    def measured(self, measurement: Measurement) -> None:
+        """Shows the k that was measured and what came out; for `can.find_critical`."""
+        found = {name: measurement.metrics.get(name) for name in _SHOWN}
+        shown = {name: f"{value:.4g}" for name, value in found.items() if value is not None}
+        self._bar.set_postfix({"k": measurement.k, **shown}, refresh=False)
+        self._bar.update()
+
+
+@contextmanager
+def bar(what: str, unit: str) -> Iterator[Bar]:
+    """A bar that is there for as long as something takes.
+
+    Args:
+        what: What is done.
+        unit: What is counted.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=f" {unit}", file=sys.stderr, disable=None) as shown:
+        yield Bar(shown)
