@@ -1,0 +1,1 @@
+"""The parts of automatic explanation; `vlm_lens.analyses.explain` puts them together."""

@@ -1,0 +1,276 @@
+"""Explanations of neurons, with the scores of what can be predicted from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from vlm_lens.analyses.exemplars import Exemplars
+from vlm_lens.analyses.explaining import files
+from vlm_lens.analyses.explaining.explanation import Explanation
+from vlm_lens.analyses.explaining.scoring import (
+    Score,
+    better_than_chance,
+    p_of_mean,
+    p_values,
+)
+from vlm_lens.data import Sample
+from vlm_lens.neurons import Neuron
+from vlm_lens.results import read_result, write_result
+
+if TYPE_CHECKING:
+    from vlm_lens.plots.exemplar_sheet import ExemplarSheet
+
+KIND = "explanations"
+"""What results of this kind are called on disk."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExplainedNeuron:
+    """One neuron, what was said of it and how well that predicts it.
+
+    Attributes:
+        explanation: What it reacts to.
+        score: How well the explanation predicts held-out samples.
+        exemplars: What it was explained from.
+        held_out: What it was tested on, with predictions.
+    """
+
+    explanation: Explanation
+    score: Score
+    exemplars: Exemplars
+    held_out: Exemplars
+
+    @property
+    def neuron(self) -> Neuron:
+        """Which one."""
+        return self.exemplars.neuron
+
+    def __repr__(self) -> str:
+        said = self.explanation.text
+        return f"ExplainedNeuron({self.neuron}: {said!r}, {self.score.pearson:.3f})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanations(Mapping[Neuron, ExplainedNeuron]):
+    """Explanations of neurons and their scores; a mapping from neurons.
+
+    The score of a neuron is Pearson's correlation of predicted and true activations over the
+    patches and tokens of samples that the explanation was not made from: those in which the neuron
+    is most active, and random ones. What it would be by chance is what the explanations of other
+    neurons score on the same samples.
+
+    Attributes:
+        neurons: The neurons, in the order in which they were given.
+        shuffled: By row, each neuron's score with the explanation of another one; NaN where that
+            could not be simulated.
+        alpha: The false discovery rate of `better`.
+        skipped: Neurons that could not be explained or scored, and why.
+        parameters: With what this was made, as JSON can hold it.
+        notes: What a reader must know.
+    """
+
+    neurons: tuple[ExplainedNeuron, ...]
+    shuffled: Float[np.ndarray, "times neuron"]
+    alpha: int | float = 0.05
+    skipped: Mapping[Neuron, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.shuffled.ndim != 2 or self.shuffled.shape[1] != len(self.neurons):
+            raise ValueError(
+                f"expected a column of shuffled scores for each of {len(self.neurons)} neurons, "
+                f"got shape {self.shuffled.shape}"
+            )
+
+    def __getitem__(self, neuron: Neuron) -> ExplainedNeuron:
+        for one in self.neurons:
+            if one.neuron == neuron:
+                return one
+        raise KeyError(
+            f"{neuron} was not explained: {self.skipped.get(neuron, 'it was not asked for')}"
+        )
+
+    def __iter__(self) -> Iterator[Neuron]:
+        return (one.neuron for one in self.neurons)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    # What was found ---------------------------------------------------------------------------
+
+    @property
+    def scores(self) -> Float[np.ndarray, " neuron"]:
+        """Each neuron's Pearson correlation."""
+        return np.array([one.score.pearson for one in self.neurons], dtype=np.float64)
+
+    @property
+    def p_values(self) -> Float[np.ndarray, " neuron"]:
+        """How likely each score is with the explanation of another neuron; 1 without others."""
+        return p_values(self.scores, self.shuffled)
+
+    @property
+    def better(self) -> Bool[np.ndarray, " neuron"]:
+        """Which neurons are explained better than chance, after Benjamini and Hochberg."""
+        return better_than_chance(self.p_values, alpha=self.alpha)
+
+    @property
+    def share_better(self) -> float:
+        """The share of the neurons that are explained better than chance; 0 without any."""
+        return float(self.better.mean()) if len(self) else 0.0
+
+    @property
+    def p_of_mean(self) -> float:
+        """How likely a mean score this high is where explanations are dealt out at random."""
+        return p_of_mean(self.scores, self.shuffled) if len(self) else 1.0
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a neuron, best first.
+
+        Returns:
+            The neuron (name, component, layer, index), the explanation, its score (Pearson),
+            Spearman's correlation, the scores over patches, over tokens and over random samples
+            alone (<NA> where there are none), the mean score with explanations of other neurons
+            ("shuffled", <NA> without others), the difference, the p-value, and whether it is
+            explained better than chance.
+        """
+        columns = ["neuron", "component", "layer", "index", "explanation", "score", "spearman"]
+        columns += ["image", "text", "random", "shuffled", "difference", "p", "better"]
+        rows = [
+            (
+                *(str(one.neuron), one.neuron.component, one.neuron.layer, one.neuron.index),
+                *(one.explanation.text, one.score.pearson, one.score.spearman),
+                *(one.score.image, one.score.text, one.score.random),
+                *(chance, None if chance is None else one.score.pearson - chance, p, better),
+            )
+            for one, chance, p, better in zip(
+                self.neurons, self._chance(), self.p_values, self.better, strict=True
+            )
+        ]
+        frame = pd.DataFrame(rows, columns=columns)
+        maybe = ("image", "text", "random", "shuffled", "difference")
+        frame = frame.astype({"layer": "Int64", **dict.fromkeys(maybe, "Float64")})
+        return frame.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+
+    def _chance(self) -> list[float | None]:
+        known = [column[np.isfinite(column)] for column in self.shuffled.T]
+        return [float(column.mean()) if len(column) else None for column in known]
+
+    def table(self) -> pd.DataFrame:
+        """Means by layer: how many neurons, their score, what is chance, and the share better."""
+        frame = self.to_dataframe()
+        grouped = frame.groupby(["component", "layer"], dropna=False, sort=True)
+        found = grouped.agg(
+            neurons=("neuron", "size"),
+            score=("score", "mean"),
+            spearman=("spearman", "mean"),
+            shuffled=("shuffled", "mean"),
+            difference=("difference", "mean"),
+            better=("better", "mean"),
+        )
+        return found.reset_index()
+
+    def plot(self, neuron: Neuron | None = None, *, n: int = 4) -> ExemplarSheet:
+        """The exemplar sheet of a neuron, by default of the best explained one.
+
+        Raises:
+            KeyError: The neuron was not explained.
+            ValueError: No neuron was.
+        """
+        from vlm_lens.plots.exemplar_sheet import exemplar_sheet  # which knows these classes
+
+        if not self.neurons:
+            raise ValueError(f"no neuron was explained: {next(iter(self.notes), 'none was given')}")
+        best = self.neurons[int(self.scores.argmax())]
+        one = best if neuron is None else self[neuron]
+        place = self.neurons.index(one)
+        chance, remark = self._chance()[place], f"score {one.score.pearson:.2f}"
+        if chance is not None:
+            p = self.p_values[place]
+            remark += f"; with explanations of other neurons {chance:.2f} (p = {p:.2g})"
+        return exemplar_sheet(
+            one.exemplars,
+            held_out=one.held_out,
+            explanation=one.explanation.text or "no explanation was found",
+            remark=remark,
+            n=n,
+        )
+
+    def summary(self) -> str:
+        """What was found, in a line."""
+        if not self.neurons:
+            return f"no neuron explained, {len(self.skipped)} skipped"
+        known = [chance for chance in self._chance() if chance is not None]
+        chance = f", {np.mean(known):.3f} with those of others" if known else ""
+        share = f"; {self.share_better:.1%} better than chance" if known else ""
+        p = f" (mean: p = {self.p_of_mean:.2g})" if known else ""
+        skipped = f"; {len(self.skipped)} skipped" if self.skipped else ""
+        return (
+            f"{len(self)} neurons, mean score {self.scores.mean():.3f}{chance}{share}{p}{skipped}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Explanations({self.summary()})"
+
+    def __str__(self) -> str:
+        best = self.to_dataframe().head(10)[["neuron", "explanation", "score", "shuffled", "p"]]
+        shown = best.to_string(index=False, float_format="%.3g") if len(best) else ""
+        return "\n".join([self.summary(), shown, *map("Note: {}".format, self.notes)])
+
+    def _repr_html_(self) -> str:
+        best = self.to_dataframe().head(10)
+        table = best.to_html(index=False, float_format="%.3g")  # which escapes texts
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return f"<p><b>{escape(self.summary())}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
+
+    # On disk ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str], *, shown: int = 4) -> None:
+        """Writes ``explanations.json`` and ``.safetensors`` into a folder.
+
+        Images are not written; `load` takes the samples for them.
+
+        Args:
+            folder: Is made if there is none.
+            shown: How many top exemplars of each neuron are kept, of each half; the scores stay
+                those of all.
+
+        Raises:
+            TypeError: A parameter is something that JSON cannot hold.
+            OSError: The folder cannot be written to, or has another file of that name.
+        """
+        fields, tensors = files.packed(self, shown=shown)
+        write_result(folder, kind=KIND, fields=fields, tensors=tensors)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, samples: Sequence[Sample] | None = None
+    ) -> Explanations:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: Where it is.
+            samples: Those that were explained, for their images; without them, sheets show the
+                activations without what they are about.
+
+        Raises:
+            FileNotFoundError: There is no such result in the folder.
+            ValueError: A file is damaged, is something else, or is from a newer vlm_lens; or the
+                samples are others.
+        """
+        fields, tensors = read_result(folder, kind=KIND)
+        try:
+            return cls(**files.unpacked(fields, tensors, samples))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{os.fspath(folder)!r} holds no result that Explanations.load can read: "
+                f"{error!r}. Write it with Explanations.save."
+            ) from error

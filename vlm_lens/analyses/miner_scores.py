@@ -1,0 +1,241 @@
+"""How important each neuron is for each modality: what MINER's first three stages give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlm_lens.neurons.checks import finite_number
+from vlm_lens.neurons.neuron import split_name
+from vlm_lens.results import read_result, write_result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from vlm_lens.neurons import NeuronSet
+
+KIND = "modality_scores"
+"""The kind of result that these scores are on disk."""
+
+Metric = Literal["prob", "mean", "max", "attn_k", "attn_q"]
+METRICS: tuple[Metric, ...] = ("prob", "mean", "max", "attn_k", "attn_q")
+WEIGHTS = (0.0, 0.25, 0.25, 0.5, 0.0)
+"""The authors' default weights of the metrics, in the order of `METRICS`."""
+
+Split = Literal["prompt", "special_text_as_one", "special_text_separate"]
+SPLITS: dict[Split, tuple[str, ...]] = {
+    "prompt": ("prompt",),
+    "special_text_as_one": ("special_text", "image", "video", "audio"),
+    "special_text_separate": ("text", "special", "image", "video", "audio"),
+}
+"""The modalities that each of the authors' ways to split a prompt tells apart."""
+
+Weights = Sequence[int | float] | Mapping[Metric, int | float]
+"""One weight for each of `METRICS`; in a mapping, those that are missing are 0."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModalityScores:
+    """MINER's importance score matrix, over all samples and data sets.
+
+    Attributes:
+        importance: From 0 to 1, float32, on the CPU; 0 where a modality never occurs.
+        modalities: Of the second axis: all that the split tells apart.
+        sites: Of the third axis: the hook point of each layer.
+        n_samples: How many samples of each data set count.
+        n_with: In how many of these each modality has positions, by data set and modality.
+        parameters: Everything that the scores depend on, as JSON can hold it.
+        notes: What a reader must know: modalities that never occur, samples that were left out.
+
+    Example:
+        >>> scores = ModalityScores(
+        ...     importance=torch.tensor([[[0.2, 1.0]], [[1.0, 0.0]]]).expand(5, 2, 1, 2),
+        ...     modalities=("text", "image"),
+        ...     sites=("blocks.0.mlp.hook_act",),
+        ...     n_samples={"demo": 3},
+        ...     n_with={"demo": {"text": 3, "image": 2}},
+        ... )
+        >>> scores
+        ModalityScores(text, image: 2 neurons at 1 hook point; 3 samples)
+        >>> scores.to_dataframe(1)[["modality", "index", "score"]].values.tolist()
+        [['text', 1, 1.0], ['image', 0, 1.0]]
+    """
+
+    importance: Float[Tensor, "metric modality layer neuron"]
+    modalities: tuple[str, ...]
+    sites: tuple[str, ...]
+    n_samples: dict[str, int]
+    n_with: dict[str, dict[str, int]]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def occurring(self) -> tuple[str, ...]:
+        """The modalities that some sample has."""
+        found = self.n_with.values()
+        return tuple(m for m in self.modalities if any(counts[m] for counts in found))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of neurons at each hook point."""
+        return dict.fromkeys(self.sites, self.importance.shape[-1])
+
+    def of(self, metric: Metric, modality: str) -> Float[Tensor, "layer neuron"]:
+        """The importance of every neuron by one metric for one modality.
+
+        Raises:
+            ValueError: There is no such metric or modality.
+        """
+        if metric not in METRICS or modality not in self.modalities:
+            raise ValueError(
+                f"expected a metric of {list(METRICS)} and a modality of {list(self.modalities)}, "
+                f"got {metric!r} and {modality!r}"
+            )
+        return self.importance[METRICS.index(metric), self.modalities.index(modality)]
+
+    def weighted(self, weights: Weights = WEIGHTS) -> Float[Tensor, "modality layer neuron"]:
+        """The metrics as one: their weighted sum, for each modality of `occurring`.
+
+        Raises:
+            ValueError: There is not one weight >= 0 for each metric, or all are 0.
+        """
+        vector = torch.tensor(checked_weights(weights), dtype=self.importance.dtype)
+        rows = [self.modalities.index(modality) for modality in self.occurring]
+        return torch.einsum("i,imln->mln", vector, self.importance[:, rows])
+
+    # Looking at it ----------------------------------------------------------------------------
+
+    def to_dataframe(self, k: int = 10, *, weights: Weights = WEIGHTS) -> pd.DataFrame:
+        """The `k` best neurons of each modality.
+
+        Returns:
+            Columns ``modality``, ``rank``, ``layer``, ``index``, ``name``, ``score`` (the weighted
+            sum) and one for each metric.
+        """
+        n = self.importance.shape[-1]
+        rows = []
+        for modality, scores in zip(self.occurring, self.weighted(weights), strict=True):
+            best = scores.flatten().argsort(descending=True, stable=True)[:k].tolist()
+            place = self.modalities.index(modality)
+            for rank, (layer, index) in enumerate(divmod(flat, n) for flat in best):
+                name, each = self.sites[layer], self.importance[:, place, layer, index].tolist()
+                found = split_name(name)[1], index, name, float(scores[layer, index])
+                rows.append((modality, rank, *found, *each))
+        columns = ["modality", "rank", "layer", "index", "name", "score", *METRICS]
+        return pd.DataFrame(rows, columns=columns)
+
+    def by_layer(self, weights: Weights = WEIGHTS) -> pd.DataFrame:
+        """How important the neurons of each layer are for each modality.
+
+        Returns:
+            One row a modality and layer: ``modality``, ``layer``, ``name``, and over the layer's
+            neurons the ``mean``, the 99th percentile (``p99``) and the ``max`` of the weighted sum.
+        """
+        rows = [
+            {
+                "modality": modality,
+                "layer": split_name(name)[1],
+                "name": name,
+                "mean": float(values.mean()),
+                "p99": float(values.double().quantile(0.99)),
+                "max": float(values.max()),
+            }
+            for modality, layers in zip(self.occurring, self.weighted(weights), strict=True)
+            for name, values in zip(self.sites, layers, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["modality", "layer", "name", "mean", "p99", "max"])
+
+    def plot(
+        self,
+        *,
+        weights: Weights = WEIGHTS,
+        selected: Mapping[str, NeuronSet] | None = None,
+    ) -> go.Figure:
+        """Importance by layer and modality, with what was selected where that is given."""
+        from vlm_lens.plots.importance_by_layer import importance_by_layer
+
+        return importance_by_layer(self, weights=weights, selected=selected)
+
+    def __repr__(self) -> str:
+        n_neurons, n_sites = self.importance[0, 0].numel(), len(self.sites)
+        return (
+            f"ModalityScores({', '.join(self.occurring)}: {n_neurons:,} neurons at {n_sites} hook "
+            f"point{'s' * (n_sites != 1)}; {sum(self.n_samples.values()):,} samples)"
+        )
+
+    def __str__(self) -> str:
+        table = self.to_dataframe().to_string(index=False, float_format="{:.3f}".format)
+        return "\n".join([repr(self), table, *map("Note: {}".format, self.notes)])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        table = self.to_dataframe().to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>{escape(repr(self))}</p>{table}{notes and f'<ul>{notes}</ul>'}"
+
+    # On disk ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``modality_scores.json`` and ``modality_scores.safetensors`` into a folder.
+
+        Raises:
+            TypeError: A parameter is something that JSON cannot hold.
+            OSError: The folder cannot be written to.
+        """
+        names = ("modalities", "sites", "n_samples", "n_with", "parameters", "notes")
+        fields = {name: getattr(self, name) for name in names}
+        write_result(folder, kind=KIND, fields=fields, tensors={"importance": self.importance})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> ModalityScores:
+        """Reads what `save` wrote; tuples among the parameters come back as lists.
+
+        Raises:
+            FileNotFoundError: There are no such scores in the folder.
+            ValueError: A file is damaged, or was written by a later version.
+        """
+        fields, tensors = read_result(folder, kind=KIND)
+        try:
+            return cls(
+                importance=tensors["importance"],
+                modalities=tuple(fields["modalities"]),
+                sites=tuple(fields["sites"]),
+                n_samples=fields["n_samples"],
+                n_with=fields["n_with"],
+                parameters=fields["parameters"],
+                notes=tuple(fields["notes"]),
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"cannot read the scores in {os.fspath(folder)!r}: {error} is missing. Score anew."
+            ) from error
+
+
+def checked_weights(weights: Weights) -> list[float]:
+    """One weight for each metric.
+
+    Raises:
+        ValueError: They are not, a metric is unknown, a weight is below 0, or all are 0.
+
+    Example:
+        >>> checked_weights({"max": 1})
+        [0.0, 0.0, 1.0, 0.0, 0.0]
+    """
+    given = list(weights)
+    if isinstance(weights, Mapping):
+        if unknown := [name for name in weights if name not in METRICS]:
+            raise ValueError(f"unknown metric {unknown[0]!r}: expected some of {list(METRICS)}")
+        given = [weights.get(name, 0.0) for name in METRICS]
+    values = [finite_number("a weight", value) for value in given]
+    if len(values) != len(METRICS) or min(values) < 0 or not any(values):
+        raise ValueError(
+            f"expected a weight >= 0 for each of {list(METRICS)}, not all of them 0, got {weights}"
+        )
+    return values

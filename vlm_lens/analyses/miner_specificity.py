@@ -1,0 +1,136 @@
+"""Whether a modality's neurons are that modality's: each set masked, tasks of every one measured.
+
+This is what reviewers of MINER (arXiv 2410.04819) asked for: neurons are specific to a modality
+only if tasks of other modalities do without them better than its own tasks do, and if random
+neurons of the same layers do less harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from vlm_lens.analyses.miner_results import TableResult
+from vlm_lens.analyses.miner_tasks import (
+    CLEAN,
+    Grades,
+    Masking,
+    Tasks,
+    Value,
+    control_of,
+    measure,
+)
+from vlm_lens.model import HookedVLM
+from vlm_lens.neurons import NeuronSet
+from vlm_lens.results import provenance
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_COLUMNS = (
+    *("masked", "task", "n_neurons", "clean", "performance", "drop", "standard_error"),
+    *("control", "control_low", "control_high", "excess", "n_samples"),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Specificity(TableResult):
+    """What masking the neurons of one modality does to tasks of each.
+
+    Each row is one set and one task: ``masked``, ``task``, ``n_neurons``, ``clean`` performance
+    (mean grade), ``performance`` with the set masked, ``drop`` and its ``standard_error`` over
+    samples, ``control``, ``control_low`` and ``control_high`` (mean, least and largest drop with as
+    many random neurons of the same layers, over seeds), ``excess`` (drop beyond that mean) and
+    ``n_samples``.
+    """
+
+    KIND: ClassVar[str] = "specificity"
+    TITLE: ClassVar[str] = "Specificity: what is lost by masking a modality's neurons"
+
+    def matrix(self, value: str = "excess") -> pd.DataFrame:
+        """One of the columns, with a row for each set and a column for each task.
+
+        Raises:
+            KeyError: There is no such column.
+        """
+        wide = self.frame.pivot(index="masked", columns="task", values=value)
+        rows, columns = (list(dict.fromkeys(self.frame[name])) for name in ("masked", "task"))
+        return wide.loc[rows, columns]
+
+    def plot(self) -> go.Figure:
+        """A heat map of the drops, with those of the controls."""
+        from vlm_lens.plots.specificity_matrix import specificity_matrix
+
+        return specificity_matrix(self)
+
+
+def specificity(
+    model: HookedVLM,
+    selected: Mapping[str, NeuronSet],
+    tasks: Tasks,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    sizes: Mapping[str, int] | None = None,
+    value: Value = "zero",
+    **options: Any,
+) -> Specificity:
+    """Masks the neurons of each modality, and measures the tasks of every one.
+
+    Args:
+        model: The model.
+        selected: Neurons by modality, e.g. of `miner.select`; sets may have any names.
+        tasks: Samples with answers, by task: at best one for each modality.
+        seeds: Of the random controls, at least one.
+        sizes: The number of neurons at each hook point; by default what the sets know.
+        value: What masked neurons become: "zero", "min" or a number.
+        **options: Of `miner_tasks.measure`: how answers are graded, the batch size, ...
+
+    Raises:
+        ValueError: There are no sets or no seeds, or as for `miner_tasks.measure`.
+
+    Example:
+        >>> from vlm_lens import load_samples
+        >>> from vlm_lens.analyses import miner
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> samples = load_samples("shapes-llava", n=4)
+        >>> selected = miner.select(miner.score(model, samples))
+        >>> found = specificity(model, selected, {"image": samples})
+        >>> float(found.matrix("clean").loc["text", "image"])
+        1.0
+    """
+    if not selected or not seeds:
+        raise ValueError(
+            f"expected at least one set of neurons and one seed, got {len(selected)} and "
+            f"{len(seeds)}"
+        )
+    maskings: dict[str, Masking] = {}
+    for name, neurons in selected.items():
+        maskings[name] = Masking(neurons, value)
+        for seed in seeds:
+            control = control_of(neurons, seed=seed, sizes=sizes)
+            maskings[_control(name, seed)] = Masking(control, value)
+    grades = measure(model, tasks, maskings, **options)
+    rows = [
+        (name, task, len(neurons), *_row(grades, name, task, seeds))
+        for name, neurons in selected.items()
+        for task in tasks
+    ]
+    parameters = {"value": value, "seeds": list(seeds), "provenance": provenance(model)}
+    return Specificity(pd.DataFrame(rows, columns=list(_COLUMNS)), parameters, grades.notes)
+
+
+def _row(grades: Grades, name: str, task: str, seeds: Sequence[int]) -> tuple[float | int, ...]:
+    drop, error = grades.drop(name, task)
+    controls = [grades.drop(_control(name, seed), task)[0] for seed in seeds]
+    mean = sum(controls) / len(controls)
+    clean, masked = (grades.of[which][task] for which in (CLEAN, name))
+    performances = float(clean.mean()), float(masked.mean())
+    extremes = min(controls), max(controls)
+    return (*performances, drop, error, mean, *extremes, drop - mean, len(clean))
+
+
+def _control(name: str, seed: int) -> str:
+    return f"{name}, random {seed}"

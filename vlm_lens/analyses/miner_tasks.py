@@ -1,0 +1,321 @@
+"""How well a model does its tasks, as it is and without some of its neurons."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vlm_lens.analyses.miner_inputs import REFUSED, Chunk, chunks_of
+from vlm_lens.data import Sample
+from vlm_lens.hooked_root import HookNeverFiredWarning
+from vlm_lens.inputs import Inputs
+from vlm_lens.masking.examples import greedy_tokens
+from vlm_lens.masking.replay import replay_below
+from vlm_lens.model import HookedVLM
+from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons.checks import finite_number
+
+Value = Literal["zero", "min"] | int | float
+"""What masked neurons become: 0, the smallest activation of their layer, or a number."""
+
+Grade = Callable[[str, Sample], float]
+"""From an answer and the sample that was asked to a number from 0 (wrong) to 1 (right)."""
+
+CLEAN = "none"
+"""The name of what a model does with nothing masked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Prepared inputs with the answers that are expected, e.g. to questions about sounds.
+
+    Attributes:
+        inputs: What `HookedVLM.prepare` returns.
+        answers: One for each prompt.
+
+    Raises:
+        ValueError: There is another number of answers.
+    """
+
+    inputs: Inputs
+    answers: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.answers) != len(self.inputs.token_map):
+            raise ValueError(
+                f"expected one answer for each of {len(self.inputs.token_map)} prompts, got "
+                f"{len(self.answers)}"
+            )
+
+
+Tasks = Mapping[str, Sequence[Sample | Answered]]
+
+
+def exact_match(answer: str, sample: Sample) -> float:
+    """Whether an answer has the words of the expected one, case and spacing set aside.
+
+    Example:
+        >>> exact_match(" Red  circle", Sample(images=[], text="what ?", answer="red circle"))
+        1.0
+    """
+    return float(answer.lower().split() == str(sample.answer).lower().split())
+
+
+# Masking ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """Neurons to do without, at all positions of the prompt and of the answer.
+
+    Attributes:
+        neurons: Which.
+        value: What they become. "min" is, as in the authors' code, the smallest activation that any
+            neuron of the layer has at that moment; here in the same sample, padding set aside, so
+            that it does not depend on the batch.
+        complement: Whether all others are masked instead, at `sites`.
+        sites: For a complement; by default the hook points of the neurons.
+
+    Raises:
+        ValueError: The value is neither "zero" nor "min" nor a finite number, or there are no hook
+            points to mask a complement at.
+    """
+
+    neurons: NeuronSet
+    value: Value = "zero"
+    complement: bool = False
+    sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.value not in ("zero", "min"):
+            finite_number("the value, unless 'zero' or 'min',", self.value)
+        if self.complement and not self.names:
+            raise ValueError("the complement of no neurons needs sites to mask all neurons at")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hook points that are masked."""
+        return (self.sites or self.neurons.names) if self.complement else self.neurons.names
+
+    def hooks(self, inputs: Inputs) -> list[tuple[str, Callable[..., Tensor]]]:
+        """Hooks that mask, for a run on these inputs."""
+        indices = self.neurons.indices
+        none = torch.zeros(0, dtype=torch.long)
+        real = inputs.attention_mask.bool()
+        return [(name, _MaskHook(self, indices.get(name, none), real)) for name in self.names]
+
+
+class _MaskHook:
+    def __init__(self, masking: Masking, indices: Tensor, real: Bool[Tensor, "batch pos"]) -> None:
+        self._masking, self._indices, self._real = masking, indices, real
+        self._chosen: Bool[Tensor, " d"] | None = None
+
+    def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: Any) -> Tensor:
+        if self._chosen is None:
+            self._chosen = self._mask(tensor.shape[-1], str(hook.name)).to(tensor.device)
+        return torch.where(self._chosen, self._fill(tensor), tensor)
+
+    def _mask(self, size: int, name: str) -> Bool[Tensor, " d"]:
+        if len(self._indices) and int(self._indices.max()) >= size:
+            raise IndexError(
+                f"neuron {name}[{int(self._indices.max())}] does not exist: {name!r} has {size} "
+                "neurons. Check that the neurons come from this model and this site."
+            )
+        mask = torch.full((size,), self._masking.complement)
+        mask[self._indices] = not self._masking.complement
+        return mask
+
+    def _fill(self, tensor: Tensor) -> Tensor:
+        value = self._masking.value
+        if value != "min":
+            return tensor.new_tensor(0.0 if value == "zero" else float(value))
+        if tensor.shape[:2] == self._real.shape:  # else these are new positions, which are real
+            tensor = tensor.masked_fill(~self._real[..., None].to(tensor.device), torch.inf)
+        return tensor.amin((1, 2), keepdim=True)
+
+
+def control_of(
+    neurons: NeuronSet, *, seed: int, sizes: Mapping[str, int] | None = None
+) -> NeuronSet:
+    """As many random neurons in each layer, none of which is in the set where there are enough.
+
+    Args:
+        neurons: What the control is for.
+        seed: The same seed gives the same control.
+        sizes: The number of neurons at each hook point; by default what the set knows.
+
+    Example:
+        >>> neurons = NeuronSet.from_indices({"blocks.0.mlp.hook_act": [0, 1]},
+        ...                                  sizes={"blocks.0.mlp.hook_act": 4})
+        >>> sorted(neuron.index for neuron in control_of(neurons, seed=0))
+        [2, 3]
+    """
+    sizes = neurons.sizes if sizes is None else sizes
+    neurons.check(sizes)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for name, chosen in neurons.indices.items():
+        others = torch.ones(sizes[name], dtype=torch.bool)
+        if 2 * len(chosen) <= sizes[name]:
+            others[chosen] = False
+        pool = others.nonzero()[:, 0]
+        order = torch.randperm(len(pool), generator=generator)[: len(chosen)]
+        drawn += [Neuron(name, index) for index in pool[order].tolist()]
+    return NeuronSet(drawn, sizes=dict(sizes))
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """What each sample's answer is worth.
+
+    Attributes:
+        of: By masking (`CLEAN` among them) and task, one grade for each sample.
+        notes: Samples that do not count, and why.
+    """
+
+    of: dict[str, dict[str, Float[Tensor, " sample"]]]
+    notes: tuple[str, ...]
+
+    def drop(self, masking: str, task: str) -> tuple[float, float]:
+        """By how much the mean grade falls, and the standard error of that over samples."""
+        fall = self.of[CLEAN][task] - self.of[masking][task]
+        return float(fall.mean()), standard_error(fall)
+
+
+def standard_error(values: Float[Tensor, " sample"]) -> float:
+    """Of the mean; 0 for a single value, of which there is none."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+@torch.no_grad()
+def measure(
+    model: HookedVLM,
+    tasks: Tasks,
+    maskings: Mapping[str, Masking],
+    *,
+    grade: Grade = exact_match,
+    batch_size: int = 16,
+    max_new_tokens: int = 20,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Grades:
+    """Grades greedy answers, with nothing masked and with each masking.
+
+    What comes before the language model runs once for all of them.
+
+    Args:
+        model: The model.
+        tasks: Samples with answers, by task.
+        maskings: By name.
+        grade: What an answer is worth.
+        batch_size: How many samples run at once.
+        max_new_tokens: At most so many tokens of an answer.
+        on_batch: Called after each batch with the number of batches done and of all.
+
+    Returns:
+        The grades. Samples without an answer, or with an empty one, do not count, and the notes
+        say so.
+
+    Raises:
+        ValueError: There are no tasks, none of a task's samples has an answer, or a masking is
+            called `CLEAN`.
+        HookNameError, IndexError: Neurons are not of this model.
+
+    Example:
+        >>> from vlm_lens import load_samples
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> every = {f"blocks.{layer}.mlp.hook_act": range(384) for layer in range(6)}
+        >>> tasks = {"image": load_samples("shapes-llava", n=8)}
+        >>> grades = measure(model, tasks, {"all": Masking(NeuronSet.from_indices(every))})
+        >>> {name: float(of["image"].mean()) for name, of in grades.of.items()}
+        {'none': 1.0, 'all': 0.0}
+    """
+    if CLEAN in maskings:
+        raise ValueError(f"{CLEAN!r} is the name of what the model does as it is: rename the set")
+    if max_new_tokens < 1:
+        raise ValueError(f"expected max_new_tokens of at least 1, got {max_new_tokens}")
+    counted, notes = _counted(tasks)
+    chunks = chunks_of(
+        {name: [_item(one) for one in items] for name, items in counted.items()}, batch_size
+    )
+    expected = {
+        name: [s for one in items for s in _samples(one)] for name, items in counted.items()
+    }
+    found: dict[str, dict[str, list[float]]] = {
+        name: {task: [] for task in counted} for name in (CLEAN, *maskings)
+    }
+    for done, chunk in enumerate(chunks, 1):
+        samples = expected[chunk.dataset][chunk.first : chunk.first + len(chunk)]
+        for name, answers in _answers(model, chunk, maskings, max_new_tokens).items():
+            pairs = zip(answers, samples, strict=True)
+            found[name][chunk.dataset] += [float(grade(*pair)) for pair in pairs]
+        if on_batch is not None:
+            on_batch(done, len(chunks))
+    grades = {
+        name: {task: torch.tensor(values).double() for task, values in by_task.items()}
+        for name, by_task in found.items()
+    }
+    return Grades(grades, notes)
+
+
+def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[str, ...]]:
+    """The samples that have answers, and notes about the others."""
+    if not tasks:
+        raise ValueError("expected at least one task, got none")
+    counted, notes = {}, []
+    for name, items in tasks.items():
+        kept = [one for one in items if isinstance(one, Answered) or str(one.answer or "").strip()]
+        if not kept:
+            raise ValueError(
+                f"expected samples with answers in task {name!r}, got {len(items)} without: give "
+                "them answers, or leave the task out"
+            )
+        if missing := len(items) - len(kept):
+            notes.append(f"{missing} sample(s) of {name!r} left out: they have no answer")
+        counted[name] = kept
+    return counted, tuple(notes)
+
+
+def _item(one: Sample | Answered) -> Sample | Inputs:
+    return one.inputs if isinstance(one, Answered) else one
+
+
+def _samples(one: Sample | Answered) -> list[Sample]:
+    """The questions with their answers."""
+    if isinstance(one, Sample):
+        return [one]
+    pairs = zip(one.inputs.texts, one.answers, strict=True)
+    return [Sample(images=[], text=text, answer=answer) for text, answer in pairs]
+
+
+def _answers(
+    model: HookedVLM, chunk: Chunk, maskings: Mapping[str, Masking], max_new_tokens: int
+) -> dict[str, list[str]]:
+    """The greedy answers to a batch, with each masking."""
+    try:
+        inputs = chunk.prepare(model)
+    except REFUSED as error:
+        last = chunk.first + len(chunk) - 1
+        error.add_note(f"In task {chunk.dataset!r}, samples {chunk.first} to {last}.")
+        raise
+    names = sorted({name for masking in maskings.values() for name in masking.names})
+    replay = replay_below(model, names, generating=True)
+    answers = {}
+    for name, masking in {CLEAN: None, **maskings}.items():
+        hooks = [] if masking is None else masking.hooks(inputs)
+        with warnings.catch_warnings(), model.hooks(hooks), replay.running():
+            # Mllama leaves its cross-attention layers out where there is no image.
+            warnings.simplefilter("ignore", HookNeverFiredWarning)
+            tokens = greedy_tokens(model, inputs, max_new_tokens=max_new_tokens)
+        n_prompt = 1 if model.cfg.is_encoder_decoder else inputs.shape[1]
+        texts = model.tokenizer.batch_decode(tokens[:, n_prompt:], skip_special_tokens=True)
+        answers[name] = [text.strip() for text in texts]
+    return answers

@@ -1,0 +1,278 @@
+"""The second pass: how many of each neuron's top samples are visual, text, both or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vlm_lens.analyses.neuron_types_null import one_more, sample_chances
+from vlm_lens.data import Sample
+from vlm_lens.model import HookedVLM
+from vlm_lens.statistics.parts import Part, Parts
+from vlm_lens.statistics.plan import forward, hooked
+from vlm_lens.statistics.prepared import Answers, prepare
+from vlm_lens.statistics.token_types import TokenType
+
+Comparison = Literal[">=", ">"]
+SCALE = 10.0
+"""What a neuron's maximum becomes."""
+
+_IN_CACHE = 2**17
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a sample counts as activated.
+
+    Attributes:
+        T_v: A visual token is activated above this, on the scale from 0 to 10.
+        n_v: So many of them make a sample visual-activated.
+        T_t: A text token is activated above this.
+        n_t: So many of them make a sample text-activated.
+    """
+
+    T_v: int | float
+    n_v: int
+    T_t: int | float
+    n_t: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """All combinations of thresholds that are tried at once; the first is the one that counts.
+
+    Attributes:
+        visual: Pairs of T_v and n_v.
+        text: Pairs of T_t and n_t.
+        comparison: Whether exactly n tokens are enough (">=") or one more is needed (">").
+    """
+
+    visual: tuple[tuple[float, int], ...]
+    text: tuple[tuple[float, int], ...]
+    comparison: Comparison
+
+    @classmethod
+    def around(
+        cls, first: Thresholds, others: Mapping[str, Sequence[int | float]], comparison: Comparison
+    ) -> Grid:
+        """These thresholds and every combination of others."""
+
+        def pairs(T: str, n: str) -> tuple[tuple[float, int], ...]:
+            main = (float(getattr(first, T)), int(getattr(first, n)))
+            values = [others.get(name, [getattr(first, name)]) for name in (T, n)]
+            every = ((float(t), int(k)) for t, k in product(*values))
+            return tuple(dict.fromkeys([main, *every]))
+
+        return cls(visual=pairs("T_v", "n_v"), text=pairs("T_t", "n_t"), comparison=comparison)
+
+    @property
+    def levels(self) -> list[float]:
+        """All thresholds of activations that occur."""
+        return sorted({T for T, _ in (*self.visual, *self.text)})
+
+    def need(self, n: int) -> int:
+        """At least so many tokens are needed."""
+        return n if self.comparison == ">=" else n + 1
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCounts:
+    """Of each neuron of a hook point, how many of its top samples are activated.
+
+    Attributes:
+        visual: By pair of visual thresholds, how many are visual-activated.
+        text: By pair of text thresholds, how many are text-activated.
+        both: How many are both, by both pairs.
+        chances: At the thresholds that count, how likely 0, 1, 2, ... of the samples so far are of
+            each type if it is drawn which tokens are visual, float64.
+    """
+
+    visual: Int[Tensor, "v d"]
+    text: Int[Tensor, "t d"]
+    both: Int[Tensor, "v t d"]
+    chances: Float[Tensor, "4 counts d"]
+
+    @classmethod
+    def none(cls, grid: Grid, n_top: int, like: Tensor) -> SiteCounts:
+        """No samples yet; `like` has one number for each neuron."""
+        v, t, d = len(grid.visual), len(grid.text), len(like)
+        shapes = {"visual": (v, d), "text": (t, d), "both": (v, t, d)}
+        zeros = {
+            name: torch.zeros(shape, dtype=torch.int32, device=like.device)
+            for name, shape in shapes.items()
+        }
+        chances = torch.zeros(4, n_top + 1, d, dtype=torch.float64, device=like.device)
+        chances[:, 0] = 1
+        return cls(**zeros, chances=chances)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their attributes' names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> SiteCounts:
+        """The same on a device."""
+        return SiteCounts(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+State = dict[str, SiteCounts]
+
+
+def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields and tensors for a checkpoint."""
+    tensors = {f"{name}/{k}": t for name, site in state.items() for k, t in site.tensors().items()}
+    return {"names": list(state)}, tensors
+
+
+def unpack(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
+    """What `pack` took apart."""
+    names = [field.name for field in fields(SiteCounts)]
+    return {
+        name: SiteCounts(**{key: tensors[f"{name}/{key}"] for key in names})
+        for name in about["names"]
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counter:
+    """Takes samples into counts.
+
+    Attributes:
+        model: What runs.
+        types: Of visual and of text tokens.
+        grid: When samples are activated.
+        maxima: By hook name, each neuron's largest activation.
+        top: By hook name, the numbers of each neuron's top samples.
+        answers: What is behind the prompts.
+    """
+
+    model: HookedVLM
+    types: tuple[TokenType, TokenType]
+    grid: Grid
+    maxima: Mapping[str, Float[Tensor, " d"]]
+    top: Mapping[str, Int[Tensor, "rank d"]]
+    answers: Answers
+
+    def start(self) -> State:
+        """No samples yet."""
+        return {
+            name: SiteCounts.none(self.grid, len(self.top[name]), self.maxima[name])
+            for name in self.maxima
+        }
+
+    def __call__(self, state: State, numbers: list[int], samples: list[Sample]) -> State:
+        """The counts with some more samples."""
+        wanted = {number for top in self.top.values() for number in _of(numbers, top)}
+        pairs = [pair for pair in zip(numbers, samples, strict=True) if pair[0] in wanted]
+        if not pairs:  # of no neuron's top samples, or left out in the first pass
+            return state
+        numbers = [number for number, _ in pairs]
+        prepared = prepare(self.model, [sample for _, sample in pairs], numbers, self.answers)
+        parts, found = Parts(prepared), dict(state)
+
+        def count(tensor: Tensor, hook: HookPoint) -> None:
+            name = str(hook.name)
+            its_parts = parts.of(self.types, name, tensor.shape, tensor.device)
+            found[name] = self._with(found[name], name, tensor.flatten(0, 1), its_parts, numbers)
+
+        with hooked(self.model, [(list(self.maxima), count)]):
+            forward(self.model, prepared)
+        return found
+
+    def _with(
+        self,
+        site: SiteCounts,
+        name: str,
+        activations: Float[Tensor, "position d"],
+        parts: Sequence[Part],
+        numbers: Sequence[int],
+    ) -> SiteCounts:
+        """A hook point's counts with a batch of samples."""
+        device, grid = activations.device, self.grid
+        site, maxima = site.to(device), self.maxima[name].to(device)
+        n_tokens = torch.zeros(2, len(numbers), dtype=torch.int64, device=device)
+        above = torch.zeros(2, len(grid.levels), len(numbers), len(maxima), device=device)
+        for part in parts:
+            [kind] = part.types
+            lengths = torch.tensor(part.lengths, device=device)
+            n_tokens[kind, part.samples] = lengths
+            above[kind] += _above(activations, part, len(numbers), maxima, grid.levels)
+        top = self.top[name].to(device)
+        is_top = torch.stack([(top == number).any(0) for number in numbers])
+        visual = self._activated(grid.visual, above[0]) & is_top
+        text = self._activated(grid.text, above[1]) & is_top
+        return SiteCounts(
+            visual=site.visual + visual.sum(1).int(),
+            text=site.text + text.sum(1).int(),
+            both=site.both + torch.einsum("vsd,tsd->vtd", visual.float(), text.float()).int(),
+            chances=self._chances(site.chances, above.sum(0), n_tokens, is_top),
+        )
+
+    def _activated(
+        self, pairs: Sequence[tuple[float, int]], above: Float[Tensor, "level sample d"]
+    ) -> Bool[Tensor, "pair sample d"]:
+        levels = self.grid.levels
+        return torch.stack([above[levels.index(T)] >= self.grid.need(n) for T, n in pairs])
+
+    def _chances(
+        self,
+        chances: Float[Tensor, "4 counts d"],
+        above: Float[Tensor, "level sample d"],
+        n_tokens: Int[Tensor, "2 sample"],
+        is_top: Bool[Tensor, "sample d"],
+    ) -> Float[Tensor, "4 counts d"]:
+        """Each neuron's chances with its top samples of this batch."""
+        (T_v, n_v), (T_t, n_t) = self.grid.visual[0], self.grid.text[0]
+        sample, neuron = is_top.nonzero().T
+        of_each = sample_chances(
+            n_visual=n_tokens[0, sample],
+            n_text=n_tokens[1, sample],
+            above_visual=above[self.grid.levels.index(T_v), sample, neuron].long(),
+            above_text=above[self.grid.levels.index(T_t), sample, neuron].long(),
+            visual_first=T_v <= T_t,
+            need_visual=self.grid.need(n_v),
+            need_text=self.grid.need(n_t),
+        )
+        chances = chances.clone()
+        for i in range(len(is_top)):
+            its = sample == i
+            chances[..., neuron[its]] = one_more(chances[..., neuron[its]], of_each[:, its])
+        return chances
+
+
+def _of(numbers: Sequence[int], top: Int[Tensor, "rank d"]) -> list[int]:
+    """Those of some samples that are any neuron's top samples."""
+    asked = torch.tensor(numbers)
+    return asked[torch.isin(asked, top)].tolist()
+
+
+def _above(
+    activations: Float[Tensor, "position d"],
+    part: Part,
+    n_samples: int,
+    maxima: Float[Tensor, " d"],
+    levels: Sequence[int | float],
+) -> Float[Tensor, "level sample d"]:
+    """How many of each sample's positions are above each threshold, on the scale from 0 to 10.
+
+    Negative activations are 0 on this scale, and a neuron that is never positive is 0 throughout.
+    """
+    wide = torch.promote_types(activations.dtype, torch.float32)
+    limits = [(level / SCALE * maxima.to(wide)).where(maxima > 0, torch.inf) for level in levels]
+    found = torch.zeros(len(levels), n_samples, len(maxima), dtype=wide, device=activations.device)
+    owners = torch.tensor(part.samples).repeat_interleave(torch.tensor(part.lengths))
+    one_hot = (owners == torch.arange(n_samples)[:, None]).to(activations.device, wide)
+    on_cpu = activations.device.type == "cpu"
+    at_once = max(1, _IN_CACHE // len(maxima)) if on_cpu else len(part.rows)
+    for rows, of in zip(part.rows.split(at_once), one_hot.split(at_once, dim=1), strict=True):
+        chunk = activations.index_select(0, rows).to(wide)
+        flags = torch.empty_like(chunk)
+        for i, limit in enumerate(limits):
+            found[i] += of @ torch.gt(chunk, limit, out=flags)
+    return found

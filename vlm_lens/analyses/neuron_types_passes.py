@@ -1,0 +1,191 @@
+"""The two passes over the samples that type neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from vlm_lens.analyses.neuron_types_counts import (
+    SCALE,
+    Comparison,
+    Counter,
+    Grid,
+    State,
+    Thresholds,
+    pack,
+    unpack,
+)
+from vlm_lens.analyses.progress import digest_of_weights
+from vlm_lens.analyses.sites import Which
+from vlm_lens.data import Sample
+from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.model import HookedVLM
+from vlm_lens.statistics import NeuronStatistics, TokenType, collect
+from vlm_lens.statistics.prepared import Answers
+from vlm_lens.statistics.streaming import Checkpoint, OnBatch, stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What makes a type; see `vlm_lens.analyses.neuron_types.classify`.
+
+    Raises:
+        ValueError: A number is out of its range, or visual and text tokens overlap.
+    """
+
+    thresholds: Thresholds
+    comparison: Comparison
+    visual_tokens: str
+    text_tokens: str
+    maximum_over: str | None
+    grid: Mapping[str, Sequence[int | float]]
+    top_samples: int
+
+    def __post_init__(self) -> None:
+        if self.top_samples < 1:
+            raise ValueError(f"expected top_samples of at least 1, got {self.top_samples}")
+        if self.comparison not in get_args(Comparison):
+            raise ValueError(f"expected a comparison '>=' or '>', got {self.comparison!r}")
+        names = asdict(self.thresholds)
+        if unknown := [name for name in self.grid if name not in names]:
+            raise ValueError(f"expected a grid of {list(names)}, got {unknown[0]!r}")
+        for name, value in names.items():
+            for one in (value, *self.grid.get(name, ())):
+                self._check(name, one)
+        visual, text = self.types
+        if shared := visual.kinds & text.kinds:
+            raise ValueError(
+                f"visual tokens ({visual.name!r}) and text tokens ({text.name!r}) overlap: both "
+                f"are {sorted(shared)[0]}"
+            )
+
+    def _check(self, name: str, value: int | float) -> None:
+        least = 1 if self.comparison == ">=" else 0
+        if name.startswith("T") and not 0 <= value < SCALE:
+            raise ValueError(f"expected {name} from 0 to below {SCALE:g}, got {value}")
+        if name.startswith("n") and (value < least or value != int(value)):
+            raise ValueError(f"expected a whole number {name} of at least {least}, got {value}")
+
+    @property
+    def types(self) -> tuple[TokenType, TokenType]:
+        """Of visual and of text tokens."""
+        return TokenType.parse(self.visual_tokens), TokenType.parse(self.text_tokens)
+
+    @property
+    def all_thresholds(self) -> Grid:
+        """Those that count, and those that are tried besides."""
+        return Grid.around(self.thresholds, self.grid, self.comparison)
+
+    def fields(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            **asdict(self.thresholds),
+            "comparison": self.comparison,
+            "visual_tokens": self.visual_tokens,
+            "text_tokens": self.text_tokens,
+            "maximum_over": self.maximum_over,
+            "grid": {name: list(values) for name, values in self.grid.items()},
+            "top_samples": self.top_samples,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passes:
+    """Two passes over the same samples.
+
+    Attributes:
+        model: What runs.
+        samples: What it is given.
+        setting: What makes a type.
+        answers: What is behind the prompts; those of the first pass are used again.
+        batch_size: How many samples run at once.
+        checkpoint: A folder for what is done.
+        checkpoint_every: After so many batches it is written.
+    """
+
+    model: HookedVLM
+    samples: Sequence[Sample]
+    setting: Setting
+    answers: Answers
+    batch_size: int
+    checkpoint: Path | None
+    checkpoint_every: int
+
+    def first(
+        self,
+        *,
+        sites: Which | NamesFilter,
+        component: str | None,
+        on_batch: OnBatch | None,
+    ) -> NeuronStatistics:
+        """Each neuron's maximum and top samples.
+
+        Raises:
+            ValueError: A site has no visual or no text tokens.
+        """
+        setting = self.setting
+        found = collect(
+            self.model,
+            self.samples,
+            sites=sites,
+            component=component,
+            token_types=[setting.visual_tokens, setting.text_tokens],
+            top_k=setting.top_samples,
+            top_over=setting.maximum_over,
+            answers=self.answers.source,
+            max_new_tokens=self.answers.max_new_tokens,
+            own_answers=self.answers.known,
+            batch_size=self.batch_size,
+            checkpoint=self.checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            on_batch=on_batch,
+        )
+        for name, by_type in found.count.items():
+            for token_type in found.token_types:
+                if token_type not in by_type:
+                    raise ValueError(
+                        f"there are no tokens of type {token_type!r} at {name!r} in any of the "
+                        f"{found.n_samples} samples, so its neurons have no type: choose other "
+                        "sites, tokens or samples"
+                    )
+            if not len(found.top[name].samples):
+                raise ValueError(
+                    f"there are no tokens of type {setting.maximum_over!r} at {name!r}"
+                )
+        return found
+
+    def second(self, statistics: NeuronStatistics, *, on_batch: OnBatch | None) -> State:
+        """How many of the top samples are of each type, on the CPU."""
+        counter = Counter(
+            model=self.model,
+            types=self.setting.types,
+            grid=self.setting.all_thresholds,
+            maxima={name: top.values[0] for name, top in statistics.top.items()},
+            top={name: top.samples for name, top in statistics.top.items()},
+            answers=self.answers,
+        )
+        state = stream(
+            self.samples,
+            counter,
+            counter.start(),
+            batch_size=self.batch_size,
+            checkpoint=self._kept(statistics),
+            on_batch=on_batch,
+        )
+        return {name: site.to("cpu") for name, site in state.items()}
+
+    def _kept(self, statistics: NeuronStatistics) -> Checkpoint[State] | None:
+        if self.checkpoint is None:
+            return None
+        about = {name: v for name, v in statistics.parameters.items() if name != "provenance"}
+        about |= {"model": digest_of_weights(self.model.hf_model), **self.setting.fields()}
+        return Checkpoint(
+            folder=self.checkpoint,
+            kind="types-progress",
+            belongs_to=about,
+            every=self.checkpoint_every,
+            pack=pack,
+            unpack=unpack,
+        )

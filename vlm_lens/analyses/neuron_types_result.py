@@ -1,0 +1,317 @@
+"""What typing neurons found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts, State
+from vlm_lens.analyses.neuron_types_null import false_discovery_rates, tails
+from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.neuron import split_name
+from vlm_lens.results import read_result, write_result
+from vlm_lens.statistics import TopSamples
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+KIND = "types"
+"""What results of this kind are called on disk."""
+
+Label = Literal["visual", "text", "multi-modal", "unknown"]
+LABELS: tuple[Label, ...] = get_args(Label)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteTypes:
+    """The types of the neurons of one hook point.
+
+    Attributes:
+        counts: How many of each neuron's top samples are of each type, in the order of `LABELS`.
+        maxima: Each neuron's largest activation; one that is not positive is never activated.
+        tails: The chance of at least as many samples of each type, if the kind of token does not
+            matter.
+    """
+
+    counts: Int[Tensor, "4 d"]
+    maxima: Float[Tensor, " d"]
+    tails: Float[Tensor, "4 d"]
+
+    @property
+    def labels(self) -> Int[Tensor, " d"]:
+        """The place in `LABELS` of each neuron's most frequent type; of equal ones the first."""
+        return _most(self.counts)
+
+    @property
+    def shares(self) -> Float[Tensor, "4 d"]:
+        """p_v, p_t, p_m and p_u."""
+        return self.counts / self.counts.sum(0)
+
+    @property
+    def p_values(self) -> Float[Tensor, " d"]:
+        """Of each neuron's label, times 4: it is one of four, chosen by looking."""
+        chosen = self.tails.gather(0, self.labels[None])[0]
+        return (len(LABELS) * chosen).clamp(max=1.0)
+
+
+def of_site(counts: SiteCounts, top: TopSamples) -> SiteTypes:
+    """The types at one hook point, at the thresholds that count."""
+    found = _by_type(counts, 0, 0, n_top=len(top.samples))
+    return SiteTypes(found, top.values[0], tails(counts.chances, found))
+
+
+def _by_type(counts: SiteCounts, v: int, t: int, *, n_top: int) -> Int[Tensor, "4 d"]:
+    """How many samples are of each type at one pair of visual and one of text thresholds."""
+    visual, text, both = counts.visual[v], counts.text[t], counts.both[v, t]
+    return torch.stack([visual - both, text - both, both, n_top - visual - text + both])
+
+
+def _most(counts: Int[Tensor, "4 d"]) -> Int[Tensor, " d"]:
+    n = len(LABELS)
+    return (counts * n - torch.arange(n)[:, None]).argmax(0)
+
+
+def sensitivity(state: State, grid: Grid) -> list[dict[str, int | float]]:
+    """How many neurons have each label at each combination of thresholds, and how many others."""
+    n_top = {name: site.chances.shape[1] - 1 for name, site in state.items()}
+    first = {name: _most(_by_type(site, 0, 0, n_top=n_top[name])) for name, site in state.items()}
+    rows = []
+    for v, (T_v, n_v) in enumerate(grid.visual):
+        for t, (T_t, n_t) in enumerate(grid.text):
+            counts, changed = torch.zeros(len(LABELS), dtype=torch.int64), 0
+            for name, site in state.items():
+                labels = _most(_by_type(site, v, t, n_top=n_top[name]))
+                counts += torch.bincount(labels, minlength=len(LABELS))
+                changed += int((labels != first[name]).sum())
+            row = {"T_v": T_v, "n_v": n_v, "T_t": T_t, "n_t": n_t}
+            row |= dict(zip(LABELS, counts.tolist(), strict=True))
+            rows.append({**row, "changed": changed})
+    return rows
+
+
+def check_shares(*, high_confidence: int | float, alpha: int | float) -> None:
+    """Raises ValueError unless both are shares."""
+    for name, value in (("high_confidence", high_confidence), ("alpha", alpha)):
+        if not 0 <= value < 1:
+            raise ValueError(f"expected {name} from 0 to below 1, got {value}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronTypes:
+    """The types of all neurons of some hook points.
+
+    Attributes:
+        sites: By hook name.
+        parameters: Everything that they depend on, as JSON can hold it.
+        tried: A row for each combination of thresholds; the first is the one that counts.
+
+    Example:
+        >>> counts = torch.tensor([[9, 1], [0, 2], [1, 7], [0, 0]])
+        >>> site = SiteTypes(counts, torch.ones(2), torch.tensor([[0.001, 1.0]] * 4))
+        >>> found = NeuronTypes({"blocks.0.mlp.hook_act": site},
+        ...                     {"high_confidence": 0.8, "alpha": 0.05, "n_samples": 30})
+        >>> found
+        NeuronTypes(2 neurons: visual 1, text 0, multi-modal 1, unknown 0; 1 by more than chance)
+        >>> found.neurons("visual", high_confidence=True)
+        NeuronSet(1 neuron: blocks.0.mlp.hook_act 1)
+    """
+
+    sites: Mapping[str, SiteTypes]
+    parameters: dict[str, Any]
+    tried: list[dict[str, int | float]] = field(default_factory=list)
+
+    # What it says -----------------------------------------------------------------------------
+
+    @cached_property
+    def _joined(self) -> SiteTypes:
+        """All hook points as one."""
+        sites = self.sites.values()
+        return SiteTypes(
+            counts=torch.cat([site.counts for site in sites], dim=1),
+            maxima=torch.cat([site.maxima for site in sites]),
+            tails=torch.cat([site.tails for site in sites], dim=1),
+        )
+
+    @cached_property
+    def q_values(self) -> dict[str, Float[Tensor, " d"]]:
+        """By hook name, the rate of false discoveries at which each label is one, over all."""
+        rates = false_discovery_rates(self._joined.p_values)
+        sizes = [len(site.maxima) for site in self.sites.values()]
+        return dict(zip(self.sites, rates.split(sizes), strict=True))
+
+    def is_significant(self, name: str) -> Bool[Tensor, " d"]:
+        """Which neurons of a hook point have a label that is more than chance."""
+        return self.q_values[name] <= self.parameters["alpha"]
+
+    def is_confident(self, name: str) -> Bool[Tensor, " d"]:
+        """Which neurons of a hook point have a share above ``high_confidence``."""
+        return self.sites[name].shares.amax(0) > self.parameters["high_confidence"]
+
+    def neurons(
+        self, label: Label, *, high_confidence: bool = False, significant: bool = False
+    ) -> NeuronSet:
+        """The neurons of a label, those with the largest share first.
+
+        Args:
+            label: "visual", "text", "multi-modal" or "unknown".
+            high_confidence: Only those with a share of high confidence.
+            significant: Only those whose label is more than chance.
+
+        Raises:
+            ValueError: There is no such label.
+        """
+        if label not in LABELS:
+            raise ValueError(f"expected a label of {list(LABELS)}, got {label!r}")
+        place, scores, n = LABELS.index(label), {}, 0
+        for name, site in self.sites.items():
+            kept = site.labels == place
+            if high_confidence:
+                kept &= self.is_confident(name)
+            if significant:
+                kept &= self.is_significant(name)
+            scores[name] = site.shares[place].where(kept, -1.0)
+            n += int(kept.sum())
+        return NeuronSet.from_scores(scores, k=n)
+
+    # As tables --------------------------------------------------------------------------------
+
+    def table(self) -> pd.DataFrame:
+        """A row for each label: how many neurons have it, and how sure that is.
+
+        Returns:
+            Columns ``label``, ``neurons``, ``share``, ``high_confidence`` and ``significant`` (how
+            many of them), and ``never_active`` (their largest activation is not positive).
+        """
+        every = self._joined
+        flags = {
+            "high_confidence": torch.cat([self.is_confident(name) for name in self.sites]),
+            "significant": torch.cat([self.is_significant(name) for name in self.sites]),
+            "never_active": every.maxima <= 0,
+        }
+        rows = []
+        for place, label in enumerate(LABELS):
+            its = every.labels == place
+            row = {"label": label, "neurons": int(its.sum()), "share": float(its.double().mean())}
+            rows.append(row | {name: int((flag & its).sum()) for name, flag in flags.items()})
+        return pd.DataFrame(rows)
+
+    def by_layer(self, *, high_confidence: bool = False) -> pd.DataFrame:
+        """A row for each hook point: which share of its neurons has each label.
+
+        Args:
+            high_confidence: Count only neurons of high confidence; shares are still of all.
+
+        Returns:
+            Columns ``component``, ``layer``, ``name``, ``neurons``, one with the share of each
+            label, and one ``significant ...`` with the share that has it by more than chance.
+        """
+        rows = []
+        for name, site in self.sites.items():
+            component, layer, _ = split_name(name)
+            kept = self.is_confident(name) if high_confidence else torch.ones_like(site.maxima) > 0
+            of = torch.nn.functional.one_hot(site.labels, len(LABELS)).bool() & kept[:, None]
+            sure = of & self.is_significant(name)[:, None]
+            row = {"component": component, "layer": layer, "name": name, "neurons": len(kept)}
+            row |= dict(zip(LABELS, of.double().mean(0).tolist(), strict=True))
+            significant = [f"significant {label}" for label in LABELS]
+            rows.append(row | dict(zip(significant, sure.double().mean(0).tolist(), strict=True)))
+        return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for each neuron.
+
+        Returns:
+            Columns ``component``, ``layer``, ``site``, ``index``, ``name``, ``label``, the shares
+            ``p_v``, ``p_t``, ``p_m`` and ``p_u``, ``maximum``, and the label's ``p_value`` and
+            ``q_value`` (corrected for the number of neurons).
+        """
+        frames = []
+        for name, site in self.sites.items():
+            component, layer, end = split_name(name)
+            about = {"component": component, "layer": layer, "site": end}
+            about["index"] = np.arange(len(site.maxima))
+            labels = pd.Categorical.from_codes(site.labels.tolist(), categories=list(LABELS))
+            about |= {"name": name, "label": labels}
+            shares = {f"p_{a[0]}": s.numpy() for a, s in zip(LABELS, site.shares, strict=True)}
+            numbers = {
+                "maximum": site.maxima.numpy(),
+                "p_value": site.p_values.numpy(),
+                "q_value": self.q_values[name].numpy(),
+            }
+            frames.append(pd.DataFrame({**about, **shares, **numbers}))
+        return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
+
+    def sensitivity(self) -> pd.DataFrame:
+        """A row for each combination of thresholds; the first is the one that counts.
+
+        Returns:
+            Columns ``T_v``, ``n_v``, ``T_t``, ``n_t``, the share of neurons with each label, and
+            ``changed``: the share whose label is another one than in the first row.
+        """
+        frame = pd.DataFrame(self.tried)
+        shares = [*LABELS, "changed"]
+        frame[shares] = frame[shares] / len(self._joined.maxima)
+        return frame.astype({"n_v": int, "n_t": int})
+
+    # Looking at it ----------------------------------------------------------------------------
+
+    def plot(self, *, high_confidence: bool = False) -> go.Figure:
+        """The types by layer; see `vlm_lens.plots.type_proportions`."""
+        from vlm_lens.plots.type_proportions import type_proportions  # which knows this class
+
+        return type_proportions(self, high_confidence=high_confidence)
+
+    def __repr__(self) -> str:
+        counts = torch.bincount(self._joined.labels, minlength=len(LABELS)).tolist()
+        each = ", ".join(f"{label} {n:,}" for label, n in zip(LABELS, counts, strict=True))
+        sure = sum(int(self.is_significant(name).sum()) for name in self.sites)
+        return f"NeuronTypes({sum(counts):,} neurons: {each}; {sure:,} by more than chance)"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.table().to_html(index=False)}"
+
+    # On disk ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``types.json`` and ``types.safetensors`` into a folder.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        fields = {"names": list(self.sites), "parameters": self.parameters, "tried": self.tried}
+        tensors = {
+            f"{name}/{key}": getattr(site, key)
+            for name, site in self.sites.items()
+            for key in SiteTypes.__dataclass_fields__
+        }
+        write_result(folder, kind=KIND, fields=fields, tensors=tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> NeuronTypes:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There are no types in the folder.
+            ValueError: A file is damaged, or was written by a later version.
+        """
+        fields, tensors = read_result(folder, kind=KIND)
+        try:
+            sites = {
+                name: SiteTypes(*(tensors[f"{name}/{k}"] for k in SiteTypes.__dataclass_fields__))
+                for name in fields["names"]
+            }
+            return cls(sites, fields["parameters"], fields["tried"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"cannot read the types in {os.fspath(folder)!r}: {error} is missing. Type anew."
+            ) from error
