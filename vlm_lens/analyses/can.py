@@ -23,12 +23,13 @@ import torch
 from vlm_lens.analyses import collapse
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.importance import Importance, batch_sums
-from vlm_lens.analyses.progress import Progress, digest_of_samples, digest_of_weights, finish
+from vlm_lens.analyses.progress import Progress, digest_of_weights, finish
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.sites import Which
 from vlm_lens.analyses.sites import sites as hook_points
 from vlm_lens.analyses.token_pool import Tokens
 from vlm_lens.data import Sample
+from vlm_lens.data.digest import digest_of_samples
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.masking.examples import Target, check_samples, make_batches

@@ -22,7 +22,7 @@ import torch
 
 from vlm_lens.analyses import can
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.matched_rankings import NEAREST, norm_gaps, norm_matched, random_ranking
+from vlm_lens.analyses.matched_rankings import NEAREST, norm_matched, norm_notes, random_ranking
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.searches import Ranking, Searches, names_of
 from vlm_lens.analyses.sites import matrix_of
@@ -46,9 +46,6 @@ Control = Literal[
 ]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 """What `against_artefacts` tries."""
-
-SIMILAR_NORM = 2.0
-"""Norms that differ by more than this factor are no match; ours."""
 
 _TEXT = ("language_model", "encoder", "decoder")
 _HIGHER = {
@@ -350,26 +347,8 @@ def _add_same_norm(searches: Searches, norms: NeuronScores, seed: int) -> None:
         f"same norm, seed {seed}",
         matched,
         noted={"seed": seed, "nearest": NEAREST, "score": norms.parameters},
-        notes=_norm_notes(first.neurons, matched, norms),
+        notes=norm_notes(first.neurons, matched, norms),
     )
-
-
-def _norm_notes(critical: NeuronSet, matched: NeuronSet, norms: NeuronScores) -> list[str]:
-    """What is not as the label says."""
-    notes, gaps = [], norm_gaps(critical, matched, norms)
-    if alone := [rank for rank, gap in enumerate(gaps) if gap > SIMILAR_NORM]:
-        worst = max(alone, key=gaps.__getitem__)
-        norm, other = (float(norms[n.name][n.index]) for n in (critical[worst], matched[worst]))
-        notes.append(
-            f"{len(alone)} of {len(critical)} critical neurons have no match within a factor of "
-            f"{SIMILAR_NORM:g}, least of all {critical[worst]}: {norm:.3g} against {other:.3g}"
-        )
-    if again := len(matched[: len(critical)] & critical):
-        notes.append(
-            f"{again} of {len(critical)} critical neurons are among their own matches, because "
-            "their hook points have no others left"
-        )
-    return notes
 
 
 def _half(samples: Sequence[Sample], *, seed: int) -> list[Sample]:

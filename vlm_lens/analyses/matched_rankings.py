@@ -13,6 +13,9 @@ from vlm_lens.neurons import Neuron, NeuronSet
 NEAREST = 8
 """From how many neurons of similar norm one is drawn; ours."""
 
+SIMILAR_NORM = 2.0
+"""Norms that differ by more than this factor are no match; ours."""
+
 
 def random_ranking(ranking: NeuronSet, *, seed: int = 0) -> NeuronSet:
     """Random neurons, at each rank one of the hook point that the ranking has there.
@@ -140,3 +143,21 @@ def _gap(norm: float, other: float) -> float:
     if low == high:
         return 1.0
     return high / low if low > 0 else float("inf")
+
+
+def norm_notes(critical: NeuronSet, matched: NeuronSet, norms: NeuronScores) -> list[str]:
+    """What a reader must know of neurons that stand for others of the same norm."""
+    notes, gaps = [], norm_gaps(critical, matched, norms)
+    if alone := [rank for rank, gap in enumerate(gaps) if gap > SIMILAR_NORM]:
+        worst = max(alone, key=gaps.__getitem__)
+        norm, other = (float(norms[n.name][n.index]) for n in (critical[worst], matched[worst]))
+        notes.append(
+            f"{len(alone)} of {len(critical)} critical neurons have no match within a factor of "
+            f"{SIMILAR_NORM:g}, least of all {critical[worst]}: {norm:.3g} against {other:.3g}"
+        )
+    if again := len(matched[: len(critical)] & critical):
+        notes.append(
+            f"{again} of {len(critical)} critical neurons are among their own matches, because "
+            "their hook points have no others left"
+        )
+    return notes

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lens.analyses.progress import digest_of_samples
 from vlm_lens.data import Sample
+from vlm_lens.data.digest import digest_of_samples
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.data import Sample
 from vlm_lens.results import read_result, write_result
 
 KIND = "progress"
@@ -146,17 +145,6 @@ def _check_same(found: Mapping[str, Any], of: Mapping[str, Any], folder: object)
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def digest_of_samples(samples: Sequence[Sample]) -> str:
-    """A checksum of what samples ask, show and expect."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(repr((sample.text, sample.answer, len(sample.images))).encode())
-        for image in sample.images:
-            digest.update(repr((image.size, image.mode)).encode())
-            digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def digest_of_weights(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from vlm_lens.data import Sample
+from vlm_lens.data.digest import digest_of_samples
 from vlm_lens.results import read_result, write_result
 
 State = TypeVar("State")
@@ -130,8 +131,6 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 def _chained(digest: str, batch: list[Sample]) -> str:
-    from vlm_lens.analyses.progress import digest_of_samples  # which builds on this
-
     return hashlib.sha256(f"{digest} {digest_of_samples(batch)}".encode()).hexdigest()
 
 
