@@ -1,0 +1,16 @@
+"""How docstrings are read for the site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import griffe
+
+
+class ExamplesAreCode(griffe.Extension):
+    """Takes "Example:", which is Google's too, for a section of examples, which is shown as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = text

@@ -1,0 +1,122 @@
+"""What the site has beside the pages in this folder: notebooks, the gallery, and plotly.
+
+MkDocs calls the functions named ``on_...``. Nothing is fetched from the network, neither when the
+site is built nor when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import plotly.io
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from plotly.offline import get_plotlyjs
+
+from vlm_lens import plots
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts the notebooks into the navigation, behind the page for those who know TransformerLens."""
+    assert config.nav is not None
+    config.nav.insert(2, {"Notebooks": [f"notebooks/{path.stem}.md" for path in NOTEBOOKS]})
+    return config
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made here."""
+    made = {f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS}
+    made["gallery.md"] = gallery_page()
+    made["reference/plots.md"] = reference_of_plots()
+    made["assets/plotly.min.js"] = get_plotlyjs()
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+# Notebooks ----------------------------------------------------------------------------------------
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown, with the outputs that are stored in it."""
+    notebook = nbformat.read(path, as_version=4)
+    return "\n\n".join(part for cell in notebook.cells for part in _parts_of(cell))
+
+
+def _parts_of(cell: Mapping[str, Any]) -> Iterator[str]:
+    if cell["cell_type"] == "markdown":
+        yield cell["source"]
+        return
+    if cell["source"].strip():
+        yield f"```python\n{cell['source']}\n```"
+    for output in cell["outputs"]:
+        yield f'<div class="output">\n{_shown(output)}\n</div>'
+
+
+def _shown(output: Mapping[str, Any]) -> str:
+    """An output in the richest form that a page can show."""
+    if output["output_type"] == "stream":
+        return _as_text(output["text"]) if output["name"] == "stdout" else ""
+    if output["output_type"] == "error":
+        return _as_text("\n".join([f"{output['ename']}: {output['evalue']}"]))
+    data = output["data"]
+    if PLOTLY in data:
+        return figure(data[PLOTLY])
+    if "text/html" in data:
+        return _one_block(data["text/html"])
+    if "image/png" in data:
+        return f'<img alt="Output of the cell above" src="data:image/png;base64,{data["image/png"]}">'
+    return _as_text(data.get("text/plain", ""))
+
+
+def _as_text(text: str) -> str:
+    return f"<pre><code>{escape(text)}</code></pre>".replace("\n\n", "\n&#8203;\n")
+
+
+def _one_block(html: str) -> str:
+    """HTML without empty lines, at which Markdown would take over."""
+    return "\n".join(line for line in html.splitlines() if line.strip())
+
+
+def figure(content: Mapping[str, Any]) -> str:
+    """A plotly figure, which ``assets/figures.js`` draws."""
+    plain = {name: content.get(name, default) for name, default in (("data", []), ("layout", {}))}
+    text = json.dumps(plain).replace("</", "<\\/")
+    return f'<div class="figure"><script type="application/json">{text}</script></div>'
+
+
+# Figures --------------------------------------------------------------------------------------
+
+
+def gallery_page() -> str:
+    """Every figure with the call that draws it."""
+    sys.path.insert(0, str(ROOT))
+    from docs import gallery
+
+    parts = ["# Gallery", gallery.__doc__ or ""]
+    for example in gallery.examples():
+        parts += [f"## {example.title}", f"```python\n{example.code}\n```", _drawn(example.figure)]
+    return "\n\n".join(parts)
+
+
+def _drawn(drawing: Any) -> str:
+    if hasattr(drawing, "to_plotly_json"):
+        return figure(json.loads(plotly.io.to_json(drawing)))
+    return f'<div class="output">\n{_one_block(drawing._repr_html_())}\n</div>'
+
+
+def reference_of_plots() -> str:
+    """The public names of `vlm_lens.plots`, each where it is written."""
+    places = [f"{getattr(plots, name).__module__}.{name}" for name in plots.__all__]
+    intro = "# Figures\n\n[The gallery](../gallery.md) shows them."
+    return "\n\n".join([intro, *(f"::: {place}" for place in places)])
