@@ -8,7 +8,7 @@ import griffe
 
 
 class ExamplesAreCode(griffe.Extension):
-    """Takes "Example:", which is Google's too, for a section of examples, which is shown as code."""
+    """Reads "Example:", which is Google's too, as a section of examples, shown as code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

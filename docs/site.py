@@ -27,7 +27,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the notebooks into the navigation, behind the page for those who know TransformerLens."""
+    """Puts the notebooks into the navigation, behind the page about TransformerLens."""
     assert config.nav is not None
     config.nav.insert(2, {"Notebooks": [f"notebooks/{path.stem}.md" for path in NOTEBOOKS]})
     return config
@@ -68,24 +68,20 @@ def _shown(output: Mapping[str, Any]) -> str:
     if output["output_type"] == "stream":
         return _as_text(output["text"]) if output["name"] == "stdout" else ""
     if output["output_type"] == "error":
-        return _as_text("\n".join([f"{output['ename']}: {output['evalue']}"]))
+        return _as_text(f"{output['ename']}: {output['evalue']}")
     data = output["data"]
     if PLOTLY in data:
         return figure(data[PLOTLY])
     if "text/html" in data:
-        return _one_block(data["text/html"])
+        return data["text/html"]
     if "image/png" in data:
-        return f'<img alt="Output of the cell above" src="data:image/png;base64,{data["image/png"]}">'
+        source = f"data:image/png;base64,{data['image/png']}"
+        return f'<img alt="Output of the cell above" src="{source}">'
     return _as_text(data.get("text/plain", ""))
 
 
 def _as_text(text: str) -> str:
-    return f"<pre><code>{escape(text)}</code></pre>".replace("\n\n", "\n&#8203;\n")
-
-
-def _one_block(html: str) -> str:
-    """HTML without empty lines, at which Markdown would take over."""
-    return "\n".join(line for line in html.splitlines() if line.strip())
+    return f"<pre><code>{escape(text)}</code></pre>"
 
 
 def figure(content: Mapping[str, Any]) -> str:
@@ -112,7 +108,7 @@ def gallery_page() -> str:
 def _drawn(drawing: Any) -> str:
     if hasattr(drawing, "to_plotly_json"):
         return figure(json.loads(plotly.io.to_json(drawing)))
-    return f'<div class="output">\n{_one_block(drawing._repr_html_())}\n</div>'
+    return f'<div class="output">\n{drawing._repr_html_()}\n</div>'
 
 
 def reference_of_plots() -> str:
