@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import runpy
 import sys
 from itertools import pairwise
@@ -14,6 +15,8 @@ from vlm_lens import HookedVLM
 from vlm_lens.architectures import BLOCKS, supported_architectures
 from vlm_lens.architectures.table import COLUMNS, support_rows
 from vlm_lens.cli import main
+from vlm_lens.cli.demo import _LEFT_OUT
+from vlm_lens.cli.imports import importing
 
 QUESTION = "what color is the circle ?"
 
@@ -26,7 +29,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[tuple[str, dict]]:
-    """Loads the tiny model whatever is asked for, and records what that was."""
+    """Loads the tiny model whatever is asked for, and records what that was; few samples."""
     asked: list[tuple[str, dict]] = []
 
     def load(name: str, **options: object) -> HookedVLM:
@@ -34,6 +37,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[tuple[str, dict
         return llava.model
 
     monkeypatch.setattr(HookedVLM, "from_pretrained", load)
+    for name, n in (("COLLAPSE", 2), ("MODALITIES", 3), ("EXPLAINED", 6)):
+        monkeypatch.setattr(f"vlm_lens.cli.demo.N_{name}", n)
     return asked
 
 
@@ -65,8 +70,11 @@ def test_writes_a_report(
     out, err = capsys.readouterr()
     assert out == f"{target}\n"
     assert "does not know" not in err
-    assert len(err.splitlines()) == 9
-    assert "Measured on 16 questions about images" in html
+    assert len(err.splitlines()) == 11
+    assert "Measured on 2 questions about images" in html
+    assert "Measured on 3 prompts about images" in html
+    assert "of 6 annotated samples" in html
+    assert _LEFT_OUT not in html
     assert loaded == [("shapes-llava", {"device": None})]
 
 
@@ -81,6 +89,9 @@ def test_options_reach_their_places(
     assert "<code>my/model</code>" in html
     assert "<script>alert" not in html
     assert "Measured on this question alone." in html
+    assert _LEFT_OUT in html
+    assert "Which modality" not in html
+    assert "react to?" not in html
     assert loaded == [("my/model", {"device": "cpu"})]
     assert "holds words that the model does not know" in capsys.readouterr().err
 
@@ -96,6 +107,9 @@ def test_the_default_run_uses_the_bundled_model(
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count("<article") == 60 + 6
     assert "<code>vlm-lens demo</code>" in html
+    assert html.count('class="card sheet"') == 1
+    assert "15 for text, 15 for special and 15 for image" in html
+    assert len(html) < 8e6
     assert capsys.readouterr().out == "report.html\n"
 
 
@@ -231,3 +245,19 @@ def test_runs_as_a_module(
         runpy.run_module("vlm_lens", run_name="__main__")
     assert stop.value.code == 2
     assert refusal(capsys).endswith("there is no folder 'no/such'")
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_is_collected_again_after_imports(was_on: bool) -> None:
+    def broken() -> None:
+        with importing():
+            assert not gc.isenabled()
+            raise ImportError
+
+    try:
+        (gc.enable if was_on else gc.disable)()
+        with pytest.raises(ImportError):
+            broken()
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

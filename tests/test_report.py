@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ from tests.families import build
 from tests.page import Page, assert_self_contained
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM
+from vlm_lens.analyses import miner
+from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.data import Sample
 from vlm_lens.inputs import Inputs
+from vlm_lens.report import demo_modalities
 from vlm_lens.report.demo_collapse import MAX_K, search_collapse
+from vlm_lens.report.demo_explained import explain_candidates
+from vlm_lens.report.demo_modalities import Modalities, study_modalities
 from vlm_lens.report.page import render_report
 from vlm_lens.report.study import IMAGE_SIDE_SHOWN, AnswerStudy, check_study, study_answer
-from vlm_lens.report.words import headline, sentences
+from vlm_lens.report.words import headline, listing, sentences
 from vlm_lens.report.write import check_target, write_report
+from vlm_lens.shapes_llava.world import make_samples
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -207,6 +214,62 @@ def test_collapse_is_searched_on_what_is_given(llava: Tiny) -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def modalities(llava: Tiny) -> Modalities:
+    return study_modalities(llava.model, make_samples(n=4))
+
+
+@pytest.fixture(scope="module")
+def explained(llava: Tiny, study: AnswerStudy) -> Explanations:
+    return explain_candidates(llava.model, study, make_samples(n=12))
+
+
+def test_the_neurons_of_each_modality_are_on_the_page(
+    study: AnswerStudy, modalities: Modalities, llava: Tiny
+) -> None:
+    shown = page(study, modalities=modalities)
+    assert_self_contained(shown)
+    expected = miner.select(miner.score(llava.model, make_samples(n=4)), ratio=0.02)
+    assert modalities.selected == expected
+    counts = listing([f"{len(some)} for {name}" for name, some in expected.items()])
+    assert "of the language model's 192 neurons are selected, as many for each" in shown.text
+    assert counts in shown.text
+    table = demo_modalities.view_of(modalities).counts
+    assert table.heads == ["layer", "text", "special", "image"]
+    totals = [sum(map(int, column)) for column in zip(*table.rows, strict=True)]
+    assert totals[1:] == [len(some) for some in expected.values()]
+    [figure] = shown.figures
+    assert {trace["name"] for trace in figure["data"]} == {"text", "special", "image"}
+
+
+def test_the_best_explained_neuron_is_on_the_page(
+    study: AnswerStudy, explained: Explanations
+) -> None:
+    shown = page(study, explained=explained)
+    assert_self_contained(shown)
+    best = max(explained.neurons, key=lambda one: one.score.pearson)
+    sheet = html(study, explained=explained).split('class="card sheet"')[1]
+    assert f"<b>{best.neuron}</b>" in sheet
+    assert escape(best.explanation.text or "no explanation was found") in sheet
+    said = f"the correlation is {best.score.pearson:.2f}".replace("-", "−")
+    assert said in shown.text
+    place = list(explained).index(best.neuron)
+    chance = f"and {explained.shuffled[:, place].mean():.2f} with those of".replace("-", "−")
+    assert chance in shown.text
+    assert all(str(neuron) in shown.text for neuron in explained)
+    assert html(study, explained=explained).count('class="card sheet"') == 1
+    asked = {view.neuron for view in [*study.language_neurons, *study.image_neurons]}
+    assert {*explained, *explained.skipped} == asked
+
+
+def test_what_cannot_be_told_is_left_out(study: AnswerStudy) -> None:
+    nothing = Explanations((), np.zeros((0, 0)))
+    text = page(study, explained=nothing, left_out=f"Left out: {ATTACK}").text
+    assert "react to?" not in text
+    assert "Which modality" not in text
+    assert f"Left out: {ATTACK}" in text
+
+
 def test_text_from_outside_is_only_text(study: AnswerStudy) -> None:
     tokens = [*study.token_map.tokens[:-1], ATTACK]
     hostile = replace(
@@ -227,9 +290,16 @@ def test_text_from_outside_is_only_text(study: AnswerStudy) -> None:
     assert shown.count("img") == 0
 
 
-def test_the_same_study_gives_the_same_page(study: AnswerStudy, llava: Tiny) -> None:
+def test_the_same_study_gives_the_same_page(
+    study: AnswerStudy, llava: Tiny, modalities: Modalities, explained: Explanations
+) -> None:
     again = study_answer(llava.model, prepared(llava), top=4, seed=3)
-    assert html(again, collapse=result()) == html(study, collapse=result())
+    found = {"modalities": modalities, "explained": explained}
+    anew = {
+        "modalities": study_modalities(llava.model, make_samples(n=4)),
+        "explained": explain_candidates(llava.model, again, make_samples(n=12)),
+    }
+    assert html(again, collapse=result(), **anew) == html(study, collapse=result(), **found)
 
 
 def test_an_empty_answer_is_shown_as_such(study: AnswerStudy) -> None:

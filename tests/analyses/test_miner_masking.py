@@ -127,6 +127,7 @@ def test_the_complement_keeps_only_what_is_selected(plants: PlantedTasks, scores
     assert table["image"] == 1.0  # its neuron is still there
     assert table["text"] == 0.0
     assert curve.parameters["complement"] is True
+    assert "all but" in curve.plot().layout.title.text
 
 
 def test_curves_are_saved_and_loaded(plants: PlantedTasks, scores: ModalityScores, tmp_path):

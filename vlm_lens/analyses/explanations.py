@@ -221,13 +221,16 @@ class Explanations(Mapping[Neuron, ExplainedNeuron]):
         return f"Explanations({self.summary()})"
 
     def __str__(self) -> str:
-        best = self.to_dataframe().head(10)[["neuron", "explanation", "score", "shuffled", "p"]]
-        shown = best.to_string(index=False, float_format="%.3g") if len(best) else ""
+        best = self.to_dataframe().head(10)
+        shown = ""
+        if len(best):
+            columns = ["neuron", "explanation", "score", "shuffled", "p"]
+            shown = best.to_string(columns=columns, index=False, float_format="{:.3g}".format)
         return "\n".join([self.summary(), shown, *map("Note: {}".format, self.notes)])
 
     def _repr_html_(self) -> str:
         best = self.to_dataframe().head(10)
-        table = best.to_html(index=False, float_format="%.3g")  # which escapes texts
+        table = best.to_html(index=False, float_format="{:.3g}".format)  # which escapes texts
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return f"<p><b>{escape(self.summary())}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
 

@@ -57,6 +57,12 @@ class MaskingCurve(TableResult):
     KIND: ClassVar[str] = "masking_curve"
     TITLE: ClassVar[str] = "Performance with modality-specific neurons masked"
 
+    @property
+    def title(self) -> str:
+        """Says so where all but the selected neurons were masked."""
+        others = self.parameters.get("complement")
+        return "Performance with all but modality-specific neurons masked" if others else self.TITLE
+
     def table(self) -> pd.DataFrame:
         """A row for each task and ratio, a column for what is masked; of controls, the mean."""
         is_clean = self.frame["masked"] == CLEAN

@@ -47,17 +47,22 @@ class TableResult:
         """The figure of this result."""
         raise NotImplementedError
 
+    @property
+    def title(self) -> str:
+        """What figures and tables are called."""
+        return self.TITLE
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.TITLE}; {len(self.frame)} measurements)"
+        return f"{type(self).__name__}({self.title}; {len(self.frame)} measurements)"
 
     def __str__(self) -> str:
         table = self.table().to_string(index=False, float_format="{:.3f}".format)
-        return "\n".join([self.TITLE, table, *map("Note: {}".format, self.notes)])
+        return "\n".join([self.title, table, *map("Note: {}".format, self.notes)])
 
     def _repr_html_(self) -> str:
         table = self.table().to_html(index=False, float_format="{:.3f}".format)
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p><b>{escape(self.TITLE)}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
+        return f"<p><b>{escape(self.title)}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
 
     # On disk ----------------------------------------------------------------------------------
 

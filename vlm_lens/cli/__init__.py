@@ -1,4 +1,4 @@
-"""The command line: ``vlm-lens demo``, ``can``, ``pcicn`` and ``models``, a module for each.
+"""The command line: ``vlm-lens demo``, ``can``, ``pcicn``, ``miner`` and so on, a module for each.
 
 Progress goes to stderr and the result to stdout. A mistake in the input ends the run with one line
 on stderr and exit code 2, Ctrl-C with one line and exit code 130; anything else that goes wrong is
@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from vlm_lens.cli import can, demo, models, pcicn
+from vlm_lens.cli import can, demo, explain, explore, miner, models, pcicn, types
 from vlm_lens.cli.checks import InputError
 from vlm_lens.versions import package_version
 
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parser.set_defaults(interrupted="interrupted")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for command in (demo, can, pcicn, models):
+    for command in (demo, can, pcicn, miner, types, explain, explore, models):
         command.add(commands)
     return parser

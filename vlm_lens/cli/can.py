@@ -12,9 +12,12 @@ from vlm_lens.cli.controls import Table, make_tables
 from vlm_lens.cli.folder import RunFolder
 from vlm_lens.cli.progress import Steps, bar
 from vlm_lens.cli.samples import (
+    add_batch_size,
     add_data,
     add_model,
+    add_number,
     check_text_alone,
+    checksums,
     load_model,
     read_passages,
     read_samples,
@@ -24,7 +27,6 @@ from vlm_lens.cli.search import (
     add_search,
     check_prompt,
     check_search,
-    checksums,
     search,
     search_options,
     target_of,
@@ -49,18 +51,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     add_model(parser)
     group = add_data(parser, text="FILE", what="text file, cut into passages; in place of --data")
-    group.add_argument(
-        "--n", type=int, default=100, metavar="N", help="how many samples (default: 100)"
-    )
-    seed = "of the world's samples (default: %(default)s)"
-    group.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    add_number(group, default=100)
     _add_scores(parser)
     controls = "search by component, matrix and category too, and against baselines and artefacts"
     add_search(parser, max_k=_MOST, controls=controls, out="can")
 
 
 def _add_scores(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("scores").add_argument
+    group = parser.add_argument_group("scores")
+    add = group.add_argument
     sites = "output (of linear layers), act, post, or a glob of hook names (default: %(default)s)"
     add("--sites", default="output", metavar="NAME", help=sites)
     add("--component", metavar="NAME", help="only its neurons, such as projector (default: all)")
@@ -68,8 +67,7 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
     add("--alpha", type=float, default=0.5, metavar="X", help=alpha)
     tokens = "how positions become one number (default: %(default)s)"
     add("--tokens", choices=("max", "mean", "sum", "last"), default="max", help=tokens)
-    size = "samples that run at once (default: %(default)s)"
-    add("--batch-size", type=int, default=16, metavar="N", help=size)
+    add_batch_size(group)
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:

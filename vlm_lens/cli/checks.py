@@ -13,12 +13,19 @@ class InputError(Exception):
 @contextmanager
 def reading_input() -> Iterator[None]:
     """Marks where input is read: an error there is the input's, and its message is for the user."""
-    from vlm_lens.hooks.names import HookNameError
-
     try:
         yield
-    except (HookNameError, ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, KeyError) and not _names_a_hook(error):
+            raise
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _names_a_hook(error: KeyError) -> bool:
+    """Whether a hook name is wrong; any other key is the program's."""
+    from vlm_lens.hooks.names import HookNameError  # by now torch is loaded anyway
+
+    return isinstance(error, HookNameError)
 
 
 def check_device(name: str | None) -> None:

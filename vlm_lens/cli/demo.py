@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlm_lens.cli.checks import check_device, reading_input
+from vlm_lens.cli.checks import InputError, check_device, reading_input
+from vlm_lens.cli.imports import importing
 from vlm_lens.cli.progress import Steps
 from vlm_lens.cli.samples import BUNDLED
 from vlm_lens.cli.threads import fit_threads
@@ -15,12 +16,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vlm_lens.data import Sample
+    from vlm_lens.inputs import Inputs
+    from vlm_lens.model import HookedVLM
+    from vlm_lens.report.study import AnswerStudy
 
 DEMO_SAMPLE = 3
 """Which of the bundled images: one whose answer a few neurons decide, which is not true of all."""
 
-N_SAMPLES = 16
-"""On so many questions about the bundled model's world the demo looks for its critical neurons."""
+N_COLLAPSE, N_MODALITIES, N_EXPLAINED = 6, 16, 32
+"""On so many questions about the bundled model's world the demo looks for its critical neurons, for
+those of each modality, and for what some of them react to."""
+
+_LONGEST = 4
+"""The answers there are a word or two, and the end."""
+
+_ALONE = "Measured on this question alone."
+_LEFT_OUT = (
+    f"With another model than {BUNDLED} there are no sections about modalities and explanations: "
+    "they take many samples, and explanations annotated ones."
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -53,17 +67,35 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    from vlm_lens.report.write import check_target, write_report
-
+    if arguments.image is not None and arguments.question is None:
+        raise InputError("--image needs a --question about it")
+    with importing():
+        from vlm_lens.data import Sample
+        from vlm_lens.report.page import render_report
+        from vlm_lens.report.study import study_answer
+        from vlm_lens.report.write import check_target, write_report
     with reading_input():
         check_target(arguments.out)
         image, question = _image_and_question(arguments.image, arguments.question)
     check_device(arguments.device)
     step = Steps()
+    model, inputs = _loaded(arguments, image, question, step)
+    study = study_answer(model, inputs, top=arguments.top, seed=arguments.seed, on_step=step)
+    found = _found(model, study, Sample(images=[image], text=question), arguments.model, step)
+    step("writing the report")
+    html = render_report(study, **found, model_name=arguments.model, command=command)
+    with reading_input():
+        write_report(html, arguments.out)
+    step(f"done: the model answers {study.outcomes[0].answer!r}")
+    print(arguments.out)
+
+
+def _loaded(
+    arguments: argparse.Namespace, image: Image, question: str, step: Steps
+) -> tuple[HookedVLM, Inputs]:
+    """The model, and the question as it reads it."""
     from vlm_lens.model import HookedVLM
-    from vlm_lens.report.demo_collapse import search_collapse
-    from vlm_lens.report.page import render_report
-    from vlm_lens.report.study import check_study, study_answer
+    from vlm_lens.report.study import check_study
 
     step(f"loading {arguments.model}")
     with reading_input():
@@ -73,17 +105,29 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
     fit_threads(model)
     if model.tokenizer.unk_token in inputs.token_map[0].tokens:
         step(f"note: {question!r} holds words that the model does not know")
-    study = study_answer(model, inputs, top=arguments.top, seed=arguments.seed, on_step=step)
-    samples, about = _samples(arguments.model, image, question)
-    collapse = search_collapse(model, samples, on_step=step)
-    step("writing the report")
-    html = render_report(
-        study, collapse=collapse, about=about, model_name=arguments.model, command=command
-    )
-    with reading_input():
-        write_report(html, arguments.out)
-    step(f"done: the model answers {study.outcomes[0].answer!r}")
-    print(arguments.out)
+    return model, inputs
+
+
+def _found(
+    model: HookedVLM, study: AnswerStudy, asked: Sample, name: str, step: Steps
+) -> dict[str, Any]:
+    """What the page tells beside the answer: as much as there are samples for."""
+    from vlm_lens.data import load_samples
+    from vlm_lens.report.demo_collapse import search_collapse
+    from vlm_lens.report.demo_explained import explain_candidates
+    from vlm_lens.report.demo_modalities import study_modalities
+
+    if name != BUNDLED:
+        collapse = search_collapse(model, [asked], on_step=step)
+        return {"collapse": collapse, "about": _ALONE, "left_out": _LEFT_OUT}
+    with importing():  # scikit-learn's digits are in the images
+        samples = load_samples(BUNDLED, n=N_EXPLAINED)
+    return {
+        "collapse": search_collapse(model, samples[:N_COLLAPSE], longest=_LONGEST, on_step=step),
+        "about": f"Measured on {N_COLLAPSE} questions about images of the model's test split.",
+        "modalities": study_modalities(model, samples[:N_MODALITIES], on_step=step),
+        "explained": explain_candidates(model, study, samples, on_step=step),
+    }
 
 
 def _image_and_question(path: Path | None, question: str | None) -> tuple[Image, str]:
@@ -92,19 +136,7 @@ def _image_and_question(path: Path | None, question: str | None) -> tuple[Image,
     from vlm_lens.inputs import load_image
     from vlm_lens.shapes_llava import IMAGES
 
-    if path is not None:
-        if question is None:
-            raise ValueError("--image needs a --question about it")
+    if path is not None and question is not None:
         return load_image(path), question
     sample = load_imagefolder(IMAGES, n=DEMO_SAMPLE + 1)[DEMO_SAMPLE]
     return sample.images[0], question or sample.text
-
-
-def _samples(model_name: str, image: Image, question: str) -> tuple[list[Sample], str]:
-    """What critical neurons are searched on, and what that is, in a sentence."""
-    from vlm_lens.data import Sample, load_samples
-
-    if model_name != BUNDLED:
-        return [Sample(images=[image], text=question)], "Measured on this question alone."
-    samples = load_samples(BUNDLED, n=N_SAMPLES)
-    return samples, f"Measured on {N_SAMPLES} questions about images of the model's test split."

@@ -18,8 +18,21 @@ KIND = "run"
 REPORT = "report.html"
 
 _CHECKPOINT = "checkpoint"
+_PARTIAL = ("progress", "search", "statistics-progress", "types-progress")
+"""The kinds of what is half done."""
+
 _NOT_ASKED = ("run", "interrupted", "out", "controls")
 """What makes no difference to what is in the folder; controls can be added later."""
+
+
+def add_out(
+    parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, *, default: str
+) -> None:
+    """Adds the option that names the folder, and what an interrupted command says about it."""
+    folder = "folder for the results; the same command goes on from what is there"
+    where = f"{folder} (default: %(default)s)"
+    group.add_argument("--out", type=Path, default=Path(default), metavar="FOLDER", help=where)
+    parser.set_defaults(interrupted="interrupted; the same command goes on from what is done")
 
 
 @runtime_checkable
@@ -61,6 +74,11 @@ class RunFolder:
             if folder.path.exists() and any(folder.path.iterdir()):
                 folder._check_same(folder.asked)
         return folder
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the command was told, defaults included, as its page lists it."""
+        return {name: it for name, it in self.asked.items() if name not in ("name", "versions")}
 
     @property
     def checkpoint(self) -> Path:
@@ -139,7 +157,7 @@ class RunFolder:
     def _check_checkpoint(self) -> None:
         from vlm_lens.results import read_result
 
-        for kind in ("progress", "search"):
+        for kind in _PARTIAL:
             if (self.checkpoint / f"{kind}.json").exists():
                 read_result(self.checkpoint, kind=kind)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_lens.cli.checks import InputError, check_device, reading_input
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 BUNDLED = "shapes-llava"
 """The name of the bundled model, and of the world that it was trained on."""
 
+TASKS = ("image", "caption", "text")
+"""What can be asked about the world."""
+
+_DATA = "folder of images with a metadata.jsonl, or name of a Hugging Face data set"
+_WORLD = f"{BUNDLED}, its world, drawn on demand"
 _WORDS = 100
 _OF_DATA = ("data", "task", "split", "target")
 
@@ -44,21 +51,95 @@ def add_data(parser: argparse.ArgumentParser, *, text: str, what: str) -> argpar
     Returns:
         The group of these options, for further ones.
     """
-    group = parser.add_argument_group("samples")
+    group = add_source(parser, task="image")
     add = group.add_argument
-    name = "folder of images with a metadata.jsonl, or name of a Hugging Face data set"
-    add("--data", metavar="NAME", help=f"{name} (default: {BUNDLED}, its world, drawn on demand)")
-    tasks = ("image", "caption", "text")
-    add("--task", choices=tasks, help="what is asked about the world (default: image)")
-    add("--split", metavar="NAME", help="of the world or the data set (default: test)")
     add("--text", metavar=text, help=what)
     words = f"of a passage, where --text is a file (default: {_WORDS})"
     add("--words", type=int, metavar="N", help=words)
     target = "score the model's own answers or those of the data (default: own)"
     add("--target", choices=("own", "answer"), help=target)
-    tokens = "longest answer (default: %(default)s)"
-    add("--max-new-tokens", type=int, default=20, metavar="N", help=tokens)
+    add_longest(group, default=20)
     return group
+
+
+def add_source(parser: argparse.ArgumentParser, *, task: str) -> argparse._ArgumentGroup:
+    """Adds the options that say where samples come from.
+
+    Args:
+        parser: Where to.
+        task: What is asked about the world by default.
+
+    Returns:
+        The group of these options, for further ones.
+    """
+    group = parser.add_argument_group("samples")
+    add = group.add_argument
+    add("--data", metavar="NAME", help=f"{_DATA} (default: {_WORLD})")
+    add("--task", choices=TASKS, help=f"what is asked about the world (default: {task})")
+    add("--split", metavar="NAME", help="of the world or the data set (default: test)")
+    return group
+
+
+def add_sources(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the options that say where several data sets come from; returns their group."""
+    group = parser.add_argument_group("samples")
+    add = group.add_argument
+    again = "may be given several times"
+    add("--data", action="append", metavar="NAME", help=f"{_DATA}; {again} (default: {_WORLD})")
+    tasks = "what is asked about the world, a data set each (default: all)"
+    add("--tasks", nargs="+", choices=TASKS, metavar="NAME", help=tasks)
+    add("--split", metavar="NAME", help="of the world or the data sets (default: test)")
+    return group
+
+
+def add_number(group: argparse._ArgumentGroup, *, default: int, of: str = "") -> None:
+    """Adds the options that say how many samples, and which ones of the world.
+
+    Args:
+        group: Where to.
+        default: How many by default.
+        of: What so many are taken of, such as " of each data set".
+    """
+    many = f"how many samples{of} (default: %(default)s)"
+    group.add_argument("--n", type=int, default=default, metavar="N", help=many)
+    seed = "of the world's samples (default: %(default)s)"
+    group.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+
+
+def add_longest(group: argparse._ArgumentGroup, *, default: int) -> None:
+    """Adds the option that says how long answers may be."""
+    tokens = "longest answer (default: %(default)s)"
+    group.add_argument("--max-new-tokens", type=int, default=default, metavar="N", help=tokens)
+
+
+def add_batch_size(group: argparse._ArgumentGroup) -> None:
+    """Adds the option that says how much runs at once."""
+    size = "samples that run at once (default: %(default)s)"
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help=size)
+
+
+def add_seeds(group: argparse._ArgumentGroup) -> None:
+    """Adds the option that says which random controls."""
+    seeds = "of the random controls (default: 0 1 2)"
+    group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help=seeds)
+
+
+def check_least(arguments: argparse.Namespace, **least: int) -> None:
+    """Refuses options that are too small.
+
+    Args:
+        arguments: What was given.
+        **least: The smallest value of each option.
+
+    Raises:
+        InputError: One is smaller.
+    """
+    for name, lowest in least.items():
+        if getattr(arguments, name) < lowest:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"expected --{option} of at least {lowest}, got {getattr(arguments, name)}"
+            )
 
 
 def check_text_alone(arguments: argparse.Namespace) -> None:
@@ -76,8 +157,16 @@ def check_text_alone(arguments: argparse.Namespace) -> None:
             raise InputError(f"--text is scored itself, so --{name} has no meaning with it")
 
 
-def read_samples(arguments: argparse.Namespace, *, n: int, seed: int) -> list[Sample]:
+def read_samples(
+    arguments: argparse.Namespace, *, n: int, seed: int, task: str = "image"
+) -> list[Sample]:
     """The first samples that are asked for by ``--data``, ``--task`` and ``--split``.
+
+    Args:
+        arguments: What was given.
+        n: How many at most.
+        seed: Which ones of the world.
+        task: What is asked about the world if nothing is said.
 
     Raises:
         InputError: They cannot be read.
@@ -91,10 +180,44 @@ def read_samples(arguments: argparse.Namespace, *, n: int, seed: int) -> list[Sa
         return load_samples(
             name,
             split=arguments.split or "test",
-            task=arguments.task or "image",
+            task=arguments.task or task,
             n=n,
             seed=seed,
         )
+
+
+def read_datasets(arguments: argparse.Namespace, *, n: int, seed: int) -> dict[str, list[Sample]]:
+    """The first samples of each data set that is asked for, by ``--data`` or ``--tasks``.
+
+    Raises:
+        InputError: They cannot be read, or one is named twice.
+    """
+    from vlm_lens.data import load_samples
+
+    split, given = arguments.split or "test", arguments.data or [BUNDLED]
+    if arguments.tasks is not None and BUNDLED not in given:
+        raise InputError(f"--tasks is about the world of {BUNDLED}, not about {given[0]!r}")
+    found: dict[str, list[Sample]] = {}
+    for name in given:
+        for task in (arguments.tasks or TASKS) if name == BUNDLED else ("",):
+            called = task or _short(name, given)
+            if called in found:
+                raise InputError(f"the data set {called!r} is named twice")
+            with reading_input():
+                asked = {"task": task} if task else {}
+                found[called] = load_samples(name, split=split, n=n, seed=seed, **asked)
+    return found
+
+
+def _short(name: str, given: Sequence[str]) -> str:
+    """The name of a folder without those that it is in, unless others are called so too."""
+    from vlm_lens.data.load import is_folder
+
+    if not is_folder(name):
+        return name
+    short = Path(name).expanduser().resolve().name
+    alike = [other for other in (*TASKS, *given) if Path(other).name == short]
+    return name if len(alike) > 1 else short
 
 
 def read_passages(arguments: argparse.Namespace, *, n: int) -> list[Sample]:
@@ -108,6 +231,14 @@ def read_passages(arguments: argparse.Namespace, *, n: int) -> list[Sample]:
     with reading_input():
         words = _WORDS if arguments.words is None else arguments.words
         return load_texts(arguments.text, n=n, words=words)
+
+
+def checksums(model: HookedVLM, samples: Sequence[Sample]) -> dict[str, str]:
+    """What the model and the samples are, apart from their names."""
+    from vlm_lens.analyses.progress import digest_of_weights
+    from vlm_lens.data.digest import digest_of_samples
+
+    return {"weights": digest_of_weights(model.hf_model), "samples": digest_of_samples(samples)}
 
 
 def load_model(arguments: argparse.Namespace) -> HookedVLM:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.cli.checks import InputError, reading_input
-from vlm_lens.cli.folder import REPORT, RunFolder
+from vlm_lens.cli.folder import RunFolder, add_out
+from vlm_lens.cli.page import noted, publish
 from vlm_lens.cli.progress import Steps, bar
+from vlm_lens.cli.samples import add_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,8 @@ def add_search(parser: argparse.ArgumentParser, *, max_k: int, controls: str, ou
         controls: What ``--controls`` adds.
         out: The default of ``--out``.
     """
-    add = parser.add_argument_group("search").add_argument
+    group = parser.add_argument_group("search")
+    add = group.add_argument
     most = "largest number of neurons that is masked (default: %(default)s)"
     add("--max-k", type=int, default=max_k, metavar="N", help=most)
     fill = "what masked neurons are set to (default: %(default)s)"
@@ -45,12 +47,8 @@ def add_search(parser: argparse.ArgumentParser, *, max_k: int, controls: str, ou
     add("--metrics", nargs="+", choices=_METRICS, default=[], metavar="NAME", help=further)
     add("--exhaustive", action="store_true", help="try 1, 2, 3, ...: slow, sure of the smallest k")
     add("--controls", action="store_true", help=controls)
-    seeds = "of the random controls (default: 0 1 2)"
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help=seeds)
-    folder = "folder for the results; the same command goes on from what is there"
-    where = f"{folder} (default: %(default)s)"
-    add("--out", type=Path, default=Path(out), metavar="FOLDER", help=where)
-    parser.set_defaults(interrupted="interrupted; the same command goes on from what is done")
+    add_seeds(group)
+    add_out(parser, group, default=out)
 
 
 def check_search(arguments: argparse.Namespace, samples: Sequence[Sample]) -> None:
@@ -96,13 +94,6 @@ def _metrics(names: Sequence[str]) -> list[Metric]:
 
     known = {"similarity": masking.similarity()}
     return [known[name] if name in known else getattr(masking, name.upper()) for name in names]
-
-
-def checksums(model: HookedVLM, samples: Sequence[Sample]) -> dict[str, str]:
-    """What the model and the samples are, apart from their names."""
-    from vlm_lens.analyses.progress import digest_of_samples, digest_of_weights
-
-    return {"weights": digest_of_weights(model.hf_model), "samples": digest_of_samples(samples)}
 
 
 def check_prompt(model: HookedVLM, sample: Sample, *, target: Target) -> None:
@@ -174,7 +165,6 @@ def write_down(
     from vlm_lens.report.collapse import render_critical
     from vlm_lens.report.tables import of_frame, stages
     from vlm_lens.report.words import headline, sentences
-    from vlm_lens.report.write import write_report
 
     step("writing the report")
     html = render_critical(
@@ -184,15 +174,7 @@ def write_down(
         model_name=model_name,
         command=folder.command,
     )
-    with reading_input():
-        write_report(html, folder.path / REPORT)
-    step("done")
-    print(f"{headline(found)}.", *sentences(found), *_noted(found), "", stages(found), sep="\n")
+    said = [f"{headline(found)}.", *sentences(found), *noted(found.notes), "", stages(found)]
     for comparison in comparisons:
-        table = of_frame(comparison.table())
-        print("", comparison.title, table, *_noted(comparison), sep="\n")
-    print(f"\n{folder.path / REPORT}")
-
-
-def _noted(found: CriticalNeurons | Comparison) -> list[str]:
-    return [f"Note: {note}" for note in found.notes]
+        said += ["", comparison.title, of_frame(comparison.table()), *noted(comparison.notes)]
+    publish(folder, html, said=said, step=step)

@@ -44,7 +44,7 @@ def masking_curves(found: MaskingCurve) -> go.Figure:
         panels.append(Panel(str(task), lines, controls, reach=1))
     return line_panels(
         panels,
-        title=found.TITLE,
+        title=found.title,
         x_title="share of all neurons that is selected",
         log_x=True,
         remarks=["Dotted: as many random neurons of the same layers.", *found.notes],

@@ -22,6 +22,7 @@ def search_collapse(
     model: HookedVLM,
     samples: Sequence[Sample],
     *,
+    longest: int = 20,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> CriticalNeurons:
     """Ranks all neurons on a few samples, and masks more and more of them (CAN).
@@ -29,6 +30,7 @@ def search_collapse(
     Args:
         model: The model.
         samples: What it is measured on.
+        longest: At most so many tokens of an answer.
         on_step: Is told what happens next.
 
     Returns:
@@ -36,6 +38,8 @@ def search_collapse(
     """
     answers = "1 answer depends" if len(samples) == 1 else f"{len(samples)} answers depend"
     on_step(f"ranking the neurons that {answers} on")
-    scores = can.score(model, samples)
+    scores = can.score(model, samples, max_new_tokens=longest)
     on_step("masking more and more of them, until the model collapses")
-    return can.find_critical(model, samples, scores, max_k=MAX_K, probes=_PROBES)
+    return can.find_critical(
+        model, samples, scores, max_k=MAX_K, max_new_tokens=longest, probes=_PROBES
+    )

@@ -9,9 +9,12 @@ import numpy as np
 from markupsafe import Markup
 
 from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.inputs import PatchGrid
 from vlm_lens.plots import neuron_over_tokens, style
+from vlm_lens.report import demo_explained, demo_modalities
 from vlm_lens.report.collapse import story_of
+from vlm_lens.report.demo_modalities import Modalities
 from vlm_lens.report.environment import render
 from vlm_lens.report.study import AnswerStudy, NeuronView
 
@@ -37,6 +40,9 @@ def render_report(
     *,
     collapse: CriticalNeurons | None = None,
     about: str = "",
+    modalities: Modalities | None = None,
+    explained: Explanations | None = None,
+    left_out: str = "",
     model_name: str,
     command: str,
 ) -> str:
@@ -46,6 +52,9 @@ def render_report(
         study: What `study_answer` found.
         collapse: What `search_collapse` found, if it has searched.
         about: On which samples, in a sentence.
+        modalities: What `study_modalities` found, if that makes sense.
+        explained: What `explain_candidates` found, likewise.
+        left_out: What is not on the page, and why, in a sentence.
         model_name: What the model was loaded as.
         command: The command that makes the report again.
 
@@ -57,7 +66,7 @@ def render_report(
     return render(
         "demo.html",
         command=command,
-        has_figures=collapse is not None,
+        has_figures=collapse is not None or modalities is not None,
         study=study,
         text=study.inputs.texts[0],
         model_name=model_name,
@@ -73,6 +82,9 @@ def render_report(
         about=about,
         n_samples=0 if collapse is None else len(collapse.prompts),
         max_k=0 if collapse is None else len(collapse.ranking),
+        modalities=None if modalities is None else demo_modalities.view_of(modalities),
+        explained=None if explained is None else demo_explained.view_of(explained),
+        left_out=left_out,
     )
 
 

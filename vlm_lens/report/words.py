@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -118,5 +119,14 @@ def _place(result: CriticalNeurons) -> str:
 
 def _listed(parts: list[str]) -> str:
     """Such as "8 are in the projector (of 256), 4 in the encoder (of 64) and 2 in ..."."""
-    told = [parts[0].replace(" in ", " are in ", 1), *parts[1:]]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    return listing([parts[0].replace(" in ", " are in ", 1), *parts[1:]])
+
+
+def listing(parts: Sequence[str]) -> str:
+    """Several things in one sentence.
+
+    Example:
+        >>> listing(["red"]), listing(["red", "green", "blue"])
+        ('red', 'red, green and blue')
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
