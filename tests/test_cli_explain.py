@@ -160,6 +160,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
         patched.setattr(Bar, "scored", stop)
         assert run("--neurons", *SOME, *FEW, "--out", out) == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().err.splitlines()[-1]
+    assert (out / "checkpoint" / "explained_from").is_dir()
     assert run("--neurons", *SOME, *FEW, "--out", out) == 0
     assert len(Explanations.load(out)) == 3
     assert loaded

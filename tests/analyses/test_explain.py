@@ -530,6 +530,38 @@ def test_progress_is_told(shapes: HookedVLM, samples: list[Sample]):
     assert neurons == [(1, 2), (2, 2), (1, 2), (2, 2)]
 
 
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    shapes: HookedVLM, samples: list[Sample], tmp_path: Path
+):
+    def run(on_batch=None, checkpoint=None) -> Explanations:
+        return explain(
+            shapes,
+            samples,
+            OTHERS[:2],
+            top=2,
+            random=1,
+            batch_size=4,
+            checkpoint=checkpoint,
+            on_batch=on_batch,
+        )
+
+    def interrupt(*at: int) -> None:
+        seen.append(at)
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+
+    seen: list[tuple[int, ...]] = []
+    stop_after = -(-len(samples) // 2 // 4) + 1  # in the second pass
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt, tmp_path)
+    again: list[tuple[int, ...]] = []
+    resumed, whole = run(lambda *at: again.append(at), tmp_path), run(lambda *at: None)
+    n_passes = sum(done == 1 for done, _ in again)
+    assert n_passes == 1  # the second one went on, and the third one reads
+    np.testing.assert_array_equal(resumed.scores, whole.scores)
+    np.testing.assert_array_equal(resumed.shuffled, whole.shuffled)
+
+
 def test_terms_are_public():
     term = Term(Concept("text", (("word", "red"),)), 3.0)
     assert Explanation("red", (term,)).terms[0].level == 3.0

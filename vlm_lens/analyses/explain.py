@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def explain(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     seed: int = 0,
+    checkpoint: Path | None = None,
     on_cost: Callable[[Cost], object] | None = None,
     on_batch: OnBatch | None = None,
     on_neuron: Callable[[int, int], object] | None = None,
@@ -117,6 +119,9 @@ def explain(
         max_new_tokens: At most so many tokens of an own answer.
         batch_size: How many samples run at once.
         seed: Of the split, the random samples and the shuffles.
+        checkpoint: A folder for the two passes over all samples, which look for those in which the
+            neurons are most active; the same call goes on from there. (Replies of endpoints are in
+            the `Chat`'s own cache.)
         on_cost: Is told what requests to endpoints cost, before the first one is sent; may raise to
             stop. By default there is a `CostWarning`.
         on_batch: Called after each batch of the model with the number of batches done and of all.
@@ -128,7 +133,8 @@ def explain(
 
     Raises:
         ValueError: An argument is out of its range, no sample can be used, the explainer and the
-            simulator do not fit, or a neuron is where positions have no place.
+            simulator do not fit, a neuron is where positions have no place, or the checkpoint
+            belongs to something else.
         HookNameError: A neuron is at no hook point of the model.
         IndexError: A hook point has fewer neurons.
         ChatError: An endpoint cannot be used. What was asked before is in its cache.
@@ -156,7 +162,7 @@ def explain(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    gathered = gather(model, samples, chosen, choice, on_batch=on_batch)
+    gathered = gather(model, samples, chosen, choice, checkpoint=checkpoint, on_batch=on_batch)
     others = other_neurons(len(gathered.explained), times=shuffles, seed=seed)
     cost = _cost(gathered, explainer, simulator, others)
     if cost is not None:

@@ -63,10 +63,14 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
     from vlm_lens.analyses.explanations import KIND, Explanations
 
     def make() -> Explanations:
-        who = {"explainer": ways.explainer(model), "simulator": ways.simulating()}
+        with_what = {
+            "explainer": ways.explainer(model),
+            "simulator": ways.simulating(),
+            "checkpoint": folder.checkpoint,
+        }
         chosen = choose(model, samples, names, arguments) if named is None else named
         step(f"explaining {len(chosen):,} neurons on {len(samples):,} samples")
-        return _explained(partial(explain, model, samples, chosen, **who), ways, step)
+        return _explained(partial(explain, model, samples, chosen, **with_what), ways, step)
 
     load = partial(Explanations.load, samples=samples)
     found = folder.kept("", kind=KIND, load=load, make=make)

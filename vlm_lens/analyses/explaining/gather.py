@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from vlm_lens.statistics.prepared import Answers, AnswerSource, prepare
 
 READ = "image+text"
 """The token types that count: neither special tokens nor sounds have exemplars."""
+
+_HALVES = ("explained_from", "tested_on")
 
 OnBatch = Callable[[int, int | None], None]
 
@@ -98,6 +101,7 @@ def gather(
     neurons: NeuronSet,
     choice: Choice,
     *,
+    checkpoint: Path | None = None,
     on_batch: OnBatch | None = None,
 ) -> Gathered:
     """Finds each neuron's top samples in both halves, and reads it there and in random ones.
@@ -110,6 +114,7 @@ def gather(
         samples: The data set.
         neurons: Which neurons.
         choice: Which samples.
+        checkpoint: A folder for the two passes that look for top samples, which go on from there.
         on_batch: Called after each batch with the number of batches done and of all, pass by pass.
 
     Raises:
@@ -120,7 +125,11 @@ def gather(
     """
     check_neurons(model, samples, neurons)
     parts = halves(samples, held_out=choice.held_out, seed=choice.seed)
-    chosen = [_choose(model, samples, part, neurons, choice, on_batch) for part in parts]
+    folders = [None if checkpoint is None else checkpoint / name for name in _HALVES]
+    chosen = [
+        _choose(model, samples, part, neurons, choice, folder, on_batch)
+        for part, folder in zip(parts, folders, strict=True)
+    ]
     wanted: dict[int, dict[str, list[int]]] = {}
     for half in chosen:
         for neuron in neurons:
@@ -168,6 +177,7 @@ def _choose(
     part: Sequence[int],
     neurons: NeuronSet,
     choice: Choice,
+    checkpoint: Path | None,
     on_batch: OnBatch | None,
 ) -> _Chosen:
     """The top samples of every neuron among one half, by their numbers in the whole."""
@@ -180,6 +190,7 @@ def _choose(
         answers=choice.answers,
         max_new_tokens=choice.max_new_tokens,
         batch_size=choice.batch_size,
+        checkpoint=checkpoint,
         on_batch=on_batch,
     )
     top = dict.fromkeys(neurons, [])
