@@ -7,6 +7,7 @@ site is built nor when it is read.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -23,6 +24,9 @@ from vlm_lens import plots
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+_BADGE = re.compile(r"\[!\[([^]]*)\]\([^)]*\)\]\(([^)]*)\)")
+_PLACE = re.compile(r"<!-- output (\d+) -->")
+_OUTPUTS: list[str] = []
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -35,6 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the pages that are made here."""
+    _OUTPUTS.clear()
     made = {f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS}
     made["gallery.md"] = gallery_page()
     made["reference/plots.md"] = reference_of_plots()
@@ -44,13 +49,30 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Puts outputs where Markdown has left their places."""
+    return _PLACE.sub(lambda found: _OUTPUTS[int(found[1])], html)
+
+
+def placed(html: str) -> str:
+    """A place for some HTML that Markdown must not touch: a script has to stay as it is."""
+    _OUTPUTS.append(f'<div class="output">\n{html}\n</div>')
+    return f"<!-- output {len(_OUTPUTS) - 1} -->"
+
+
 # Notebooks ----------------------------------------------------------------------------------------
 
 
 def notebook_page(path: Path) -> str:
-    """A notebook as Markdown, with the outputs that are stored in it."""
+    """A notebook as Markdown, with the outputs that are stored in it.
+
+    The cell that installs the package in Colab is left out, and its badge, which is a picture from
+    elsewhere, becomes a link.
+    """
     notebook = nbformat.read(path, as_version=4)
-    return "\n\n".join(part for cell in notebook.cells for part in _parts_of(cell))
+    cells = [cell for cell in notebook.cells if "google.colab" not in cell["source"]]
+    text = "\n\n".join(part for cell in cells for part in _parts_of(cell))
+    return _BADGE.sub(r"[\1](\2)", text)
 
 
 def _parts_of(cell: Mapping[str, Any]) -> Iterator[str]:
@@ -60,7 +82,7 @@ def _parts_of(cell: Mapping[str, Any]) -> Iterator[str]:
     if cell["source"].strip():
         yield f"```python\n{cell['source']}\n```"
     for output in cell["outputs"]:
-        yield f'<div class="output">\n{_shown(output)}\n</div>'
+        yield placed(_shown(output))
 
 
 def _shown(output: Mapping[str, Any]) -> str:
@@ -107,8 +129,8 @@ def gallery_page() -> str:
 
 def _drawn(drawing: Any) -> str:
     if hasattr(drawing, "to_plotly_json"):
-        return figure(json.loads(plotly.io.to_json(drawing)))
-    return f'<div class="output">\n{drawing._repr_html_()}\n</div>'
+        return placed(figure(json.loads(plotly.io.to_json(drawing))))
+    return placed(drawing._repr_html_())
 
 
 def reference_of_plots() -> str:
