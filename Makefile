@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check format bench findings train evaluate clean
+.PHONY: demo test check format bench findings docs notebooks train evaluate clean
 
 demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
@@ -21,13 +21,21 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight; critical neurons
+bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight; searches; statistics
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/critical.py
+	$(BIN)/python benchmarks/statistics.py
 
-findings: $(READY)  ## what the analyses find on the bundled model
+findings: $(READY)  ## what the analyses find on the bundled model, in twenty minutes
 	$(BIN)/python -m benchmarks.findings
+
+docs: $(READY)  ## the site, into site/
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+notebooks: $(READY)  ## execute notebooks/*.py and store them as .ipynb
+	$(BIN)/python notebooks/build.py
 
 train: $(READY)  ## train shapes-llava again, from its seed
 	$(BIN)/python -m vlm_lens.shapes_llava.train --out trained

@@ -1,114 +1,91 @@
 """What the analyses find on the bundled model, as the tables that the README shows.
 
-Run with ``make findings``. It takes minutes, prints Markdown and writes ``findings.json`` beside
-this file, which the tests hold the README to.
+Run with ``make findings``. It takes some twenty minutes on one core, prints Markdown and writes
+``findings.json`` beside this file, which the tests hold the README to. The README shows the most
+telling tables; the file has all of them.
+
+    python -m benchmarks.findings                         # everything
+    python -m benchmarks.findings --only types            # the others stay as they are stored
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from transformers.utils import logging as transformers_logging
 
-from vlm_lens import HookedVLM, Sample, load_samples
-from vlm_lens.analyses import can, critical_tables, pcicn
-from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.scores import NeuronScores
-from vlm_lens.masking import similarity
+from benchmarks import (
+    findings_critical,
+    findings_explanations,
+    findings_modalities,
+    findings_types,
+)
+from benchmarks.findings_tables import Row, markdown, say
+from vlm_lens import HookedVLM
 from vlm_lens.versions import versions
 
 STORED = Path(__file__).with_name("findings.json")
-N_SAMPLES = 48
-MAX_K = 2000
-OPTIONS: dict[str, Any] = {"batch_size": 24, "rows": 48, "max_k": MAX_K}
-TASKS = ("image", "caption", "text")
-PARTS = ("language_model", "projector", "vision_encoder")
+GROUPS: dict[str, Any] = {
+    "critical": findings_critical,
+    "modalities": findings_modalities,
+    "types": findings_types,
+    "explanations": findings_explanations,
+}
+"""Modules with `SETTINGS` and a function `tables`."""
+
+IN_README = (
+    *("critical: by task", "critical: by component", "critical: by matrix"),
+    *("critical: against other rankings", "critical: against artefacts"),
+    *("modalities: masked", "modalities: by kind of answer", "types: by layer"),
+    *("explanations: by layer", "explanations: best"),
+)
+"""The tables that the README shows, in their order there."""
 
 
-def by_task(model: HookedVLM) -> list[dict[str, Any]]:
-    """CAN and PCICN on each task of the bundled world."""
-    rows = []
-    for task in TASKS:
-        samples = load_samples("shapes-llava", task=task, n=N_SAMPLES)
-        found = can.find_critical(model, samples, _score(model, samples), **OPTIONS)
-        rows.append({"method": "CAN", "samples": task, **_told(found)})
-    for task in ("image", "text"):
-        [sample] = load_samples("shapes-llava", task=task, n=1)
-        entries = pcicn.score(model, sample)
-        found = pcicn.find_critical(model, sample, entries, rows=OPTIONS["rows"])
-        rows.append({"method": "PCICN", "samples": f"one of {task}", **_told(found)})
-    return rows
-
-
-def _score(model: HookedVLM, samples: Sequence[Sample]) -> NeuronScores:
-    return can.score(model, samples, batch_size=OPTIONS["batch_size"])
-
-
-def _told(found: Any) -> dict[str, Any]:
-    counts = found.neurons.count_by("component")
-    return {
-        "degradation": found.stages.onset,
-        "k*": found.k,
-        "ranked": len(found.ranking),
-        **{part.replace("_", " "): counts.get(part, 0) for part in PARTS},
-        "monotone": "yes" if found.is_monotone else "no",
-    }
-
-
-def tables(model: HookedVLM) -> dict[str, list[dict[str, Any]]]:
-    """All tables by title."""
-    samples = load_samples("shapes-llava", task="image", n=N_SAMPLES)
-    scores = _score(model, samples)
-    made: dict[str, Callable[..., Comparison]] = {
-        "by component": critical_tables.by_component,
-        "by matrix": critical_tables.by_matrix,
-        "against other rankings": critical_tables.against_baselines,
-        "against artefacts": critical_tables.against_artefacts,
-    }
-    found = {"by task": by_task(model)}
-    for title, make in made.items():
-        found[title] = _rows(make(model, samples, scores, metrics=(similarity(),), **OPTIONS))
-    return found
-
-
-def _rows(comparison: Comparison) -> list[dict[str, Any]]:
-    shown = ["search", "degradation", "k*", "ranked", "monotone"]
-    table = comparison.table()
-    at_k = [name for name in table if name.startswith(("perplexity_ratio at", "similarity at"))]
-    frame = table[[*shown, *at_k]]
-    return json.loads(frame.to_json(orient="records"))
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; "-" where there is nothing."""
-    frame = pd.DataFrame(rows)
-    lines = [list(frame.columns), ["---", *["---:"] * (len(frame.columns) - 1)]]
-    lines += [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() else f"{value:.2f}"
-    return str(value)
-
-
-def main() -> None:
-    """Measures, prints and stores."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints and stores; a group is stored as soon as it is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", choices=GROUPS, help="may be repeated")
+    parser.add_argument("--out", type=Path, default=STORED)
+    options = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     model = HookedVLM.from_pretrained("shapes-llava")
-    found = tables(model)
-    STORED.write_text(json.dumps({"versions": versions(), "tables": found}, indent=1) + "\n")
-    for title, rows in found.items():
-        print(f"\n### {title}\n\n{markdown(rows)}")
+    for name in options.only or GROUPS:
+        found = measured(name, model)
+        store(options.out, {name: found})
+        for title, rows in found["tables"].items():
+            print(f"\n### {name}: {title}\n\n{markdown(rows)}", flush=True)
+
+
+def measured(name: str, model: HookedVLM) -> dict[str, Any]:
+    """The tables of a group, with what they depend on."""
+    start = time.process_time()
+    tables = GROUPS[name].tables(model)
+    say(f"{name}: done in {(time.process_time() - start) / 60:.1f} minutes of processor time")
+    return {"versions": versions(), "settings": GROUPS[name].SETTINGS, "tables": tables}
+
+
+def store(path: Path, groups: dict[str, Any]) -> None:
+    """Writes groups into a file, beside those that it has."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = {name: (known | groups)[name] for name in GROUPS if name in known | groups}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def stored_tables(path: Path = STORED) -> dict[str, list[Row]]:
+    """The rows of all tables, by group and title."""
+    return {
+        f"{name}: {title}": rows
+        for name, group in json.loads(path.read_text()).items()
+        for title, rows in group["tables"].items()
+    }
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ from vlm_lens.statistics.prepared import Answers, Prepared, prepare  # noqa: E40
 from vlm_lens.statistics.token_types import MODALITIES, TokenType, parse_types  # noqa: E402
 
 BARE, ONE_LOGIT = "bare forward", "bare forward, one logit"
+MARKS = ("<!-- statistics -->", "<!-- /statistics -->")
 TARGET = 1.20
 """At most so many times the bare forward, for the language model's neurons."""
 
@@ -245,11 +246,28 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", caption(results)])
 
 
+def readme_table(results: dict[str, Any]) -> str:
+    """The same in short, between `MARKS`: ratios, a column for each contender."""
+    shown = [ONE_LOGIT, *CONTENDERS]
+    heads = [who.removeprefix(f"{BARE}, ") for who in shown]
+    heads[shown.index(_HELD_TO_TARGET)] += f" (goal: ≤ {TARGET:.2f}x)"
+    lines = [["times the bare forward", *heads], ["---", *["---:"] * len(shown)]]
+    for name, model in results["models"].items():
+        cells = [f"{model['contenders'][who]['ratio']:.2f}x" for who in shown]
+        lines.append([f"{name} ({model['parameters'] / 1e6:.1f}M)", *cells])
+    table_lines = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([*table_lines, "", caption(results).replace(" with quartiles", "")])
+
+
 def caption(results: dict[str, Any]) -> str:
     """What was measured, and on what."""
-    batches = [f"{n}: {m['batches']}, {m['images']} images" for n, m in results["models"].items()]
+    batches = [
+        f"`{name}`: {' and '.join(f'{n} samples x {pos}' for n, pos in model['batches'])}, "
+        f"{model['images']} with images"
+        for name, model in results["models"].items()
+    ]
     return (
-        f"Batches (samples, positions) of {'; '.join(batches)}. Answers: {results['answers']}. "
+        f"Batches (by positions) of {'; '.join(batches)}. Answers: {results['answers']}. "
         f"Medians of {results['rounds']} interleaved rounds with quartiles, processor time, "
         f"{results['threads']} thread, heap kept, {results['cpu']}, load average "
         f"{results['load_average']:.1f}, {results['date']}. Preparing samples is in no number."

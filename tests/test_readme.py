@@ -7,7 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import findings
+import pytest
+
+from benchmarks import findings, statistics
 from benchmarks.report import readme_table
 from vlm_lens.architectures.table import markdown
 from vlm_lens.shapes_llava import WEIGHTS
@@ -15,6 +17,8 @@ from vlm_lens.shapes_llava.evaluate import table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+TASKS = ("image", "caption", "text")
+FINDINGS = ("Critical neurons, found and doubted", "Whose neuron is it, and what does it say")
 
 
 def test_the_examples_print_what_the_readme_says():
@@ -35,9 +39,48 @@ def test_the_overheads_are_those_last_measured():
 
 
 def test_the_findings_are_those_last_measured():
-    measured = json.loads((ROOT / "benchmarks" / "findings.json").read_text())
-    for rows in measured["tables"].values():
-        assert findings.markdown(rows) in README.read_text()
+    titles = {findings.markdown(rows): name for name, rows in findings.stored_tables().items()}
+    shown = [table for title in FINDINGS for table in _tables(_section(title))]
+    assert [titles.get(table, table) for table in shown] == [*findings.IN_README]
+
+
+def test_the_prose_says_what_was_found_besides():
+    """Numbers of tables that are stored and have no room in the README."""
+    found, text = findings.stored_tables(), " ".join(_section(FINDINGS[1]).split())
+    sets = [row for row in found["modalities: overlap"] if row["share"] == 0.1]
+    alike = [f"{row['jaccard'][0]:.2f}" for row in sets]
+    [chance] = {f"{row['by chance'][0]:.2f}" for row in sets}
+    assert f"(Jaccard {min(alike)} to {max(alike)}, not {chance})" in text
+    cka = [f"{row['cka'][0]:.2f}" for row in found["modalities: hidden states"]]
+    assert f"(linear CKA rises from {cka[0]} to {max(cka)}, and ends at {cka[-1]})" in text
+    assert all(row["knn_mixing"][2] < 0.02 for row in found["modalities: hidden states"])
+    [image] = [row for row in found["modalities: phenomena"] if row["modality"] == "image"]
+    ends = [f"{image[f'distance at {end}'][0]:.2f}" for end in ("end", "input")]
+    assert f"(cosine distance {ends[0]}, not {ends[1]})" in text
+    assert image["probing"] == image["telomere"] == [0, 0, 0]
+    assert f"{7 * image['special nearer'][0]:.0f}" == "2"
+    same, median, farthest = (row["share of neurons"] for row in found["types: robustness"])
+    assert f"one that of {farthest[0]:.0%}; with other samples {1 - same:.0%} change" in text
+    assert median[0] == pytest.approx(1 / 3, abs=0.02)
+    more = [row for row in found["modalities: masked, more"] if row["masked"] == "image"]
+    assert all(row[task][0] >= row[f"random: {task}"][0] - 0.02 for row in more for task in TASKS)
+
+
+def _section(title: str) -> str:
+    [section] = re.findall(rf"^## {title}\n(.*?)^## ", README.read_text(), re.DOTALL | re.MULTILINE)
+    return section
+
+
+def _tables(text: str) -> list[str]:
+    return [table.rstrip("\n") for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_the_cost_of_statistics_is_that_last_measured():
+    measured = json.loads((ROOT / "benchmarks" / "statistics.json").read_text())
+    begin, end = statistics.MARKS
+    assert README.read_text().split(begin)[1].split(end)[0].strip() == statistics.readme_table(
+        measured
+    )
 
 
 def test_the_families_are_those_that_have_a_record():

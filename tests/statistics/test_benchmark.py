@@ -8,10 +8,20 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from benchmarks.statistics import MODELS, Statistics, main, table
+from benchmarks.statistics import (
+    CONTENDERS,
+    MODELS,
+    TARGET,
+    Statistics,
+    main,
+    readme_table,
+    table,
+)
 from tests.statistics.slow import built, samples_of
 from vlm_lens.statistics import collect
 from vlm_lens.statistics.prepared import Answers, prepare
+
+STORED = Path(__file__).parents[2] / "benchmarks" / "statistics.json"
 
 
 def test_measures_what_collect_does() -> None:
@@ -41,6 +51,8 @@ def test_writes_and_prints_what_it_measured(tmp_path: Path, capsys, monkeypatch)
     assert model["contenders"]["bare forward"]["ratio"] == 1
     assert capsys.readouterr().out.strip() == table(results)
     assert table(results).count("| shapes-llava |") == len(model["contenders"])
+    head, rule, row = (line.count("|") for line in readme_table(results).splitlines()[:3])
+    assert head == rule == row
 
 
 def test_the_large_model_takes_samples_of_mixed_lengths() -> None:
@@ -48,6 +60,16 @@ def test_the_large_model_takes_samples_of_mixed_lengths() -> None:
     prepared = prepare(model, samples, [*range(8)], Answers())
     assert len({int(row.sum()) for row in prepared.batch.real}) > 2
     assert sum(not sample.images for sample in samples) == 1
+
+
+def test_the_larger_model_is_measured_within_the_target() -> None:
+    """Of what is stored: one pass over the language model's neurons, top samples included."""
+    stored = json.loads(STORED.read_text())
+    assert list(stored["models"]) == list(MODELS)
+    assert stored["threads"] == 1
+    for model in stored["models"].values():
+        assert set(CONTENDERS) < set(model["contenders"])
+    assert stored["models"]["39m"]["contenders"]["language model, top 50"]["ratio"] <= TARGET
 
 
 def test_unknown_models_are_refused(capsys) -> None:
