@@ -5,8 +5,9 @@ time, and everything runs again, image features included. Both sides look at the
 the same ranking and the same criteria, and both generate answers only where the perplexity says so.
 They run in one process, in turns: our search, a piece of the naive loop, our search again.
 
-- shapes-llava: its neurons ranked by CAN. Its curve is not monotone near the threshold, so that
-  only `exhaustive=True` has to find the same k*; the table says where others do.
+- shapes-llava: its neurons ranked by CAN. Where its curve is not monotone near the threshold (all
+  components, questions about images), only `exhaustive=True` has to find the same k*; the table
+  says where others do.
 - 39m: a random LLaVA in which 2,000 to 3,000 gates hold a share each of the answer, so that the
   perplexity rises with each of them that is masked, and k* is about 1,000.
 
@@ -46,6 +47,9 @@ CASES: dict[str, Callable[[], Case]] = {
         n_samples=16, component="language_model", max_k=1200
     ),
     "shapes-llava, all components": lambda: shapes_llava(n_samples=16, component=None, max_k=1200),
+    "shapes-llava, told scenes": lambda: shapes_llava(
+        n_samples=32, component="language_model", max_k=1200, task="text"
+    ),
     "39m, all blocks": lambda: planted(
         "39m", n_planted=3000, blocks=range(8), n_samples=2, max_k=4000
     ),

@@ -59,14 +59,15 @@ class Case:
         return sum(map(len, self.batches))
 
 
-def shapes_llava(*, n_samples: int, component: str | None, max_k: int) -> Case:
-    """The bundled model, its neurons ranked by CAN on questions about images."""
+def shapes_llava(*, n_samples: int, component: str | None, max_k: int, task: str = "image") -> Case:
+    """The bundled model, its neurons ranked by CAN on questions about images, or told scenes."""
     model = HookedVLM.from_pretrained("shapes-llava")
-    samples = load_samples("shapes-llava", n=n_samples)
+    samples = load_samples("shapes-llava", task=task, n=n_samples)
     scores = can.score(model, samples, sites=sites(model, component=component))
     where = "all components" if component is None else f"the {component.replace('_', ' ')}"
     batches = make_batches(model, samples)
-    what = f"output channels of {where}, ranked by CAN"
+    told = " on questions about told scenes" if task == "text" else ""
+    what = f"output channels of {where}, ranked by CAN{told}"
     return Case(what, model, batches, scores.ranking(max_k), 20)
 
 
