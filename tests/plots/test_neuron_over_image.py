@@ -67,3 +67,12 @@ def test_refuses_values_and_images_that_do_not_fit_the_grid(llava: Tiny) -> None
         neuron_over_image(picture(0), np.eye(2), grid=grid)
     with pytest.raises(ValueError, match="pass the original image"):
         neuron_over_image(picture(0, size=(9, 9)), np.eye(4), grid=grid)
+
+
+def test_of_many_values_some_are_drawn():
+    values = np.arange(600.0 * 400).reshape(600, 400)
+    figure = neuron_over_image(picture(0), values)
+    [trace] = figure.data
+    assert trace.z.shape == (256, 256)
+    assert (trace.z[0, 0], trace.z[-1, -1]) == (0, 600 * 400 - 1)
+    assert "256 of 600 rows or columns" in figure.layout.title.text

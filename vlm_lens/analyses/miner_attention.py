@@ -21,7 +21,7 @@ from transformer_lens.hook_points import HookPoint
 from vlm_lens.analyses.miner import separate
 from vlm_lens.analyses.miner_inputs import Datasets, chunks_of, named, prepared
 from vlm_lens.analyses.miner_layers import few_logits
-from vlm_lens.analyses.miner_results import TableResult, lines_of
+from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import SPLITS, Split
 from vlm_lens.analyses.miner_tasks import CLEAN, Masking, Value, control_of
 from vlm_lens.hooked_root import HookNeverFiredWarning
@@ -61,20 +61,9 @@ class LastTokenAttention(TableResult):
 
     def plot(self) -> go.Figure:
         """Lines over the layers, one panel for each modality."""
-        from vlm_lens.plots.line_panels import Panel, line_panels
+        from vlm_lens.plots.attention_by_layer import attention_by_layer
 
-        panels = []
-        for modality in dict.fromkeys(self.frame["modality"]):
-            rows = [r for r in self.frame.to_dict("records") if r["modality"] == modality]
-            clean = [row for row in rows if row["masked"] == CLEAN]
-            panels.append(
-                Panel(
-                    f"attention to {modality} (dotted: if it were even)",
-                    lines_of(rows, "layer", "mass", by=["masked"]),
-                    lines_of(clean, "layer", "uniform", by=["masked"]),
-                )
-            )
-        return line_panels(panels, title=self.TITLE)
+        return attention_by_layer(self)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.analyses.miner_inputs import Datasets
-from vlm_lens.analyses.miner_results import TableResult, lines_of
+from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import Split
 from vlm_lens.analyses.miner_states import pooled_states
 from vlm_lens.model import HookedVLM
@@ -66,20 +66,9 @@ class Convergence(TableResult):
 
     def plot(self) -> go.Figure:
         """Lines over the depth, one panel for each measure."""
-        from vlm_lens.plots.line_panels import Panel, line_panels
+        from vlm_lens.plots.modality_convergence import modality_convergence
 
-        titles = {
-            "knn_mixing": "neighbours of the other modality (1 = evenly mixed)",
-            "cka": "linear CKA (dotted: samples shuffled)",
-            "cosine": "cosine",
-        }
-
-        def lines(measure: str) -> dict:
-            return lines_of(self.frame.to_dict("records"), "depth", measure, by=["a", "b"])
-
-        dotted = {"cka": lines("cka_shuffled")}
-        panels = [Panel(title, lines(m), dotted.get(m, {}), 1) for m, title in titles.items()]
-        return line_panels(panels, title=self.TITLE, x_title="depth (0 = input)")
+        return modality_convergence(self)
 
 
 def convergence(

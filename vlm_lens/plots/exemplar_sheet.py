@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm_lens.analyses.exemplars import SCALE, Exemplar, Exemplars
 from vlm_lens.plots import style
+from vlm_lens.plots.html_figure import HtmlFigure
 
 _CARD = (
     "display:inline-block;vertical-align:top;margin:0 1em 1em 0;padding:.5em .6em;"
@@ -26,17 +27,8 @@ _CARD_WIDTH = 2 * _SIDE + 12
 
 
 @dataclass(frozen=True)
-class ExemplarSheet:
-    """A neuron's exemplars as HTML, which notebooks show and any page can hold.
-
-    Attributes:
-        html: A fragment without scripts, style sheets or links to anything else.
-    """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
+class ExemplarSheet(HtmlFigure):
+    """A neuron's exemplars as HTML, which notebooks show and any page can hold."""
 
 
 def exemplar_sheet(

@@ -99,7 +99,7 @@ def labelled_heatmap(
         z=cells.values,
         zmin=low,
         zmax=high,
-        colorscale=_on_white(low),
+        colorscale=style.on_white(low),
         text=np.array(cells.texts),
         texttemplate="%{text}",
         textfont={"size": 12, "color": INK},
@@ -115,23 +115,3 @@ def labelled_heatmap(
         },
     )
     return figure
-
-
-def _on_white(low: float) -> list[tuple[float, str]]:
-    """The house's colours as opaque ones: a cell at 0 is white, one without a value is grey."""
-
-    def mixed(colour: style.Rgb, share: float) -> str:
-        return style.css(_mix(colour, share), 1.0)
-
-    if low >= 0:
-        return [(0.0, "rgb(255,255,255)"), (1.0, mixed(style.POSITIVE, style.STRONGEST))]
-    return [
-        (0.0, mixed(style.NEGATIVE, style.STRONGEST)),
-        (0.5, "rgb(255,255,255)"),
-        (1.0, mixed(style.POSITIVE, style.STRONGEST)),
-    ]
-
-
-def _mix(colour: style.Rgb, share: float) -> style.Rgb:
-    red, green, blue = (round(255 + share * (channel - 255)) for channel in colour)
-    return red, green, blue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ def line_panels(
 
     if not any(panel.lines for panel in panels):
         raise ValueError(f"expected lines to draw, got none: {title}")
-    colours = _colours(panels)
+    colours = colours_of(name for panel in panels for name in (*panel.lines, *panel.dotted))
     figure = go.Figure(layout=_layout(panels, title, x_title, log_x, remarks))
     listed: set[str] = set()
     for number, panel in enumerate(panels, 1):
@@ -93,11 +93,17 @@ def line_panels(
     return figure
 
 
-def _colours(panels: Sequence[Panel]) -> dict[str, str]:
-    names = dict.fromkeys(name for p in panels for name in (*p.lines, *p.dotted))
-    unknown = [name for name in names if name not in _KNOWN]
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """The colour of each name; modalities have the same one in every figure.
+
+    Example:
+        >>> colours_of(["image", "circles"])
+        {'image': '#D55E00', 'circles': '#C98500'}
+    """
+    unique = list(dict.fromkeys(names))
+    unknown = [name for name in unique if name not in _KNOWN]
     others = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(unknown)}
-    return {name: _KNOWN.get(name) or others[name] for name in names}
+    return {name: _KNOWN.get(name) or others[name] for name in unique}
 
 
 def _trace(

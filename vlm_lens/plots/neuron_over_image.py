@@ -12,13 +12,16 @@ from torch import Tensor
 from vlm_lens.inputs import PatchGrid, load_image
 from vlm_lens.inputs.images import ImageSource
 from vlm_lens.plots import style
+from vlm_lens.plots.layout import framed, shown, wrapped
+from vlm_lens.plots.sampling import evenly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_HEIGHT = 420
-_MARGIN = {"l": 12, "r": 12, "t": 44, "b": 12}
-_COLOUR_BAR = 110
+_HEIGHT, _NARROWEST, _FLATTEST = 364, 300, 3
+_MARGIN = {"l": 14, "r": 110, "t": 4, "b": 14}
+_MOST_CELLS = 256
+"""Along each side; more cannot be told apart on a page."""
 _HOVER = (
     "row %{customdata[0]}, column %{customdata[1]}<br>"
     "x %{customdata[2]:.0f} to %{customdata[4]:.0f}, y %{customdata[3]:.0f} to %{customdata[5]:.0f}"
@@ -43,9 +46,10 @@ def neuron_over_image(
         image: The original image, as any source that `load_image` reads.
         values: One number per patch, e.g. from `TokenMap.grid_values`; NaN is left blank.
         grid: Where the patches lie, e.g. ``inputs.token_map[0].grid()``. Without it the values
-            cover the whole image evenly, as those of `TokenMap.heatmap` do.
+            cover the whole image evenly, as those of `TokenMap.heatmap` do; of more than 256 rows
+            or columns some are drawn, evenly apart.
         label: What the values are, with their unit, for the colour bar.
-        title: Above the figure, e.g. the neuron's name.
+        title: Above the figure, e.g. the neuron's name; by default the label.
         limit: The magnitude that gets the full colour, to give several figures one scale; by
             default the largest of these values.
 
@@ -63,6 +67,10 @@ def neuron_over_image(
     import plotly.graph_objects as go  # a fifth of a second that the report does not need
 
     picture, heat = load_image(image), style.to_numpy(values)
+    remark = ""
+    if grid is None and max(heat.shape) > _MOST_CELLS:
+        remark = f"{_MOST_CELLS} of {max(heat.shape)} rows or columns, evenly apart."
+        heat = heat[np.ix_(*(evenly(n, _MOST_CELLS) for n in heat.shape))]
     x, y = _edges(picture, heat, grid)
     low, high = style.value_range(heat, limit or style.colour_limit(heat))
     heatmap = go.Heatmap(
@@ -72,12 +80,12 @@ def neuron_over_image(
         zmin=low,
         zmax=high,
         colorscale=style.colour_stops(low),
-        colorbar={"title": {"text": label, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": wrapped(label, 16)}, "thickness": 12, "outlinewidth": 0},
         customdata=_cells(x, y),
-        hovertemplate=_HOVER.replace("LABEL", label),
+        hovertemplate=_HOVER.replace("LABEL", shown(label)),
         hoverongaps=False,
     )
-    return go.Figure(heatmap, _layout(picture, title))
+    return go.Figure(heatmap, _layout(picture, title or f"{label} by patch", remark))
 
 
 def _edges(
@@ -111,9 +119,9 @@ def _cells(
     return np.stack([row, col, x[col], y[row], x[col + 1], y[row + 1]], axis=-1).astype(np.float64)
 
 
-def _layout(picture: Image.Image, title: str | None) -> dict:
+def _layout(picture: Image.Image, title: str, remark: str) -> dict:
     width, height = picture.size
-    inner = _HEIGHT - _MARGIN["t"] - _MARGIN["b"]
+    inner = max(round(_HEIGHT * min(width / height, _FLATTEST)), _NARROWEST)
     hidden = {"showgrid": False, "zeroline": False, "visible": False, "constrain": "domain"}
     background = {
         "source": style.data_uri(style.backdrop(picture)),
@@ -126,16 +134,16 @@ def _layout(picture: Image.Image, title: str | None) -> dict:
         "sizing": "stretch",
         "layer": "below",
     }
+    frame = framed(
+        title=title,
+        remarks=[remark],
+        width=inner + _MARGIN["l"] + _MARGIN["r"],
+        height=_HEIGHT + _MARGIN["t"] + _MARGIN["b"],
+        margin=_MARGIN,
+    )
     return {
-        "title": {"text": title, "font": {"size": 15}, "x": 0.02},
-        "font": {"family": style.FONT, "size": 13},
-        "width": round(inner * min(width / height, 3)) + _MARGIN["l"] + _MARGIN["r"] + _COLOUR_BAR,
-        "height": _HEIGHT,
-        "margin": _MARGIN,
+        **frame,
         "images": [background],
         "xaxis": {**hidden, "range": [0, width]},
         "yaxis": {**hidden, "range": [height, 0], "scaleanchor": "x"},
-        "plot_bgcolor": "white",
-        # Plotly's own button would upload the figure.
-        "modebar": {"remove": ["sendChartToCloud"]},
     }

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vlm_lens.plots import style
+from vlm_lens.plots.html_figure import HtmlFigure
 
 _CHIP = (
     "display:inline-block;white-space:pre;padding:1px 4px;margin:1px;border-radius:3px;"
@@ -26,17 +27,8 @@ _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
-class TokenFigure:
-    """Coloured tokens as HTML, which notebooks show and any page can hold.
-
-    Attributes:
-        html: A fragment without scripts, styles or links to anything else.
-    """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
+class TokenFigure(HtmlFigure):
+    """Coloured tokens as HTML, which notebooks show and any page can hold."""
 
 
 def neuron_over_tokens(

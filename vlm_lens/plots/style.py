@@ -81,6 +81,18 @@ def colour_stops(low: float) -> list[tuple[float, str]]:
     ]
 
 
+def on_white(low: float) -> list[tuple[float, str]]:
+    """The same colours as opaque ones: 0 is white, and what has no value is not."""
+
+    def mixed(colour: Rgb) -> str:
+        red, green, blue = (round(255 + STRONGEST * (channel - 255)) for channel in colour)
+        return css((red, green, blue), 1.0)
+
+    if low >= 0:
+        return [(0.0, "rgb(255,255,255)"), (1.0, mixed(POSITIVE))]
+    return [(0.0, mixed(NEGATIVE)), (0.5, "rgb(255,255,255)"), (1.0, mixed(POSITIVE))]
+
+
 def legend(values: Float[np.ndarray, "*shape"], limit: float, label: str) -> str:
     """The colour bar of some values as a line of HTML.
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from vlm_lens.plots import style
+from vlm_lens.plots.html_figure import HtmlFigure
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.critical import CriticalNeurons, Measurement
@@ -23,17 +24,8 @@ _MUTED = "opacity:.72"
 
 
 @dataclass(frozen=True)
-class TextGallery:
-    """Answers as an HTML table, which notebooks show and any page can hold.
-
-    Attributes:
-        html: A fragment without scripts, style sheets or links to anything else.
-    """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
+class TextGallery(HtmlFigure):
+    """Answers as an HTML table, which notebooks show and any page can hold."""
 
 
 def text_gallery(
