@@ -145,7 +145,9 @@ def _gap(norm: float, other: float) -> float:
     return high / low if low > 0 else float("inf")
 
 
-def norm_notes(critical: NeuronSet, matched: NeuronSet, norms: NeuronScores) -> list[str]:
+def norm_notes(
+    critical: NeuronSet, matched: NeuronSet, norms: Mapping[str, Float[Tensor, " d"]]
+) -> list[str]:
     """What a reader must know of neurons that stand for others of the same norm."""
     notes, gaps = [], norm_gaps(critical, matched, norms)
     if alone := [rank for rank, gap in enumerate(gaps) if gap > SIMILAR_NORM]:
