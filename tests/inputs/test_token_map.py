@@ -1,6 +1,7 @@
 """A token map answers what each position is, and box and position are each other's inverse."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,34 @@ def test_a_point_lies_in_the_box_of_its_position(parts: dict, data):
         assert x0 <= x < x1
         assert y0 <= y < y1
         assert token_map.image_index[pos] == image
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=PARTS, data=st.data())
+def test_positions_in_a_box_are_those_of_its_points(parts: dict, data):
+    token_map = build(**parts)
+    image = data.draw(st.integers(0, len(token_map.layouts) - 1))
+    width, height = token_map.grid(image=image).transform.original_size
+    x0, x1 = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width + 9))))
+    y0, y1 = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height + 9))))
+    if x0 == x1 or y0 == y1:
+        with pytest.raises(ValueError, match="expected a box"):
+            token_map.positions_in((x0, y0, x1, y1), image=image)
+        return
+    found = token_map.positions_in((x0, y0, x1, y1), image=image)
+    # Patches that overlap a box do so at one of these points, between any two edges.
+    places = token_map.positions("image", image=image)
+    boxes = [token_map.box(pos) for pos in places if token_map.cells[pos] != NO_CELL]
+    xs = between({x0, x1, *(x for box in boxes for x in box[::2])}, x0, min(x1, width))
+    ys = between({y0, y1, *(y for box in boxes for y in box[1::2])}, y0, min(y1, height))
+    points = {token_map.position(x, y, image=image) for x in xs for y in ys}
+    assert found == sorted(points - {None})
+
+
+def between(edges: set[float], low: float, high: float) -> list[float]:
+    """A point between any two neighbours among some edges, within a range."""
+    inside = sorted(edge for edge in edges if low <= edge <= high)
+    return [(a + b) / 2 for a, b in pairwise(inside)]
 
 
 @settings(max_examples=50, deadline=None)

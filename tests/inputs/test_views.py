@@ -39,6 +39,15 @@ def build(tokens: list[Any] | None = None, grids: tuple[PatchGrid, ...] = (WHOLE
     )
 
 
+def test_a_box_is_looked_for_in_all_views_or_one():
+    token_map = build()
+    assert token_map.positions_in((39, 19, 40, 20)) == [4, 20]
+    assert token_map.positions_in((39, 19, 40, 20), view=1) == [20]
+    assert token_map.positions_in((0, 0, 20, 10), view=1) == []
+    with pytest.raises(IndexError, match="there is no view 2"):
+        token_map.positions_in((0, 0, 1, 1), view=2)
+
+
 def test_positions_of_a_view():
     token_map = build()
     assert repr(token_map) == "TokenMap(21 positions: 20 image (2x2 + 4x4), 1 special)"

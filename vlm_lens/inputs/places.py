@@ -103,6 +103,32 @@ class PositionPlaces(PositionKinds):
                 return next(pos for pos in shown if self.cells[pos] == cell)
         return None
 
+    def positions_in(
+        self, box: tuple[Number, Number, Number, Number], *, image: int = 0, view: int | None = None
+    ) -> list[int]:
+        """Returns the positions whose patches overlap a box in an original image.
+
+        Args:
+            box: (x0, y0, x1, y1) in pixels, ends exclusive, e.g. that of an annotated object.
+            image: Which of the sample's images.
+            view: Which of the image's views; by default all of them.
+
+        Raises:
+            IndexError: There is no such image or view.
+            ValueError: The box holds nothing, or the positions of the image show no patches.
+        """
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"expected a box (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {box}")
+        self.grid(image=image, view=view)  # which says why, where positions show no patches
+        found = []
+        for pos in self.positions("image", image=image, view=view):
+            if self.cells[pos] != NO_CELL:
+                left, top, right, bottom = self.box(pos)
+                if max(left, x0) < min(right, x1) and max(top, y0) < min(bottom, y1):
+                    found.append(pos)
+        return found
+
     def patch_box(self, patch: int, *, view: int = 0, image: int = 0) -> Box:
         """Returns where a patch of the encoder lies in the original image.
 
