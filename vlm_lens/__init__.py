@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm_lens.cache import ActivationCache
     from vlm_lens.data import Sample, load_samples
+    from vlm_lens.explorer import explore
     from vlm_lens.model import HookedVLM
     from vlm_lens.neurons import Neuron, NeuronSet
 
-__all__ = ["ActivationCache", "HookedVLM", "Neuron", "NeuronSet", "Sample", "load_samples"]
+__all__ = [
+    "ActivationCache",
+    "HookedVLM",
+    "Neuron",
+    "NeuronSet",
+    "Sample",
+    "explore",
+    "load_samples",
+]
 
 _HOMES = {
     "ActivationCache": "vlm_lens.cache",
@@ -17,6 +26,7 @@ _HOMES = {
     "Neuron": "vlm_lens.neurons",
     "NeuronSet": "vlm_lens.neurons",
     "Sample": "vlm_lens.data",
+    "explore": "vlm_lens.explorer",
     "load_samples": "vlm_lens.data",
 }
 

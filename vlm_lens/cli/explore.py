@@ -1,4 +1,4 @@
-"""``vlm-lens explore``: every neuron over an image and its question, as one page without a kernel."""
+"""``vlm-lens explore``: every neuron over an image and a question, as a page without a kernel."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def _explored(
     explore: Any, model: Any, inputs: Any, arguments: argparse.Namespace, results: dict[str, Any]
 ) -> Any:
     try:
-        return explore(
-            model, inputs, answer=arguments.answer, neuron=arguments.neuron, **results
-        )
+        return explore(model, inputs, answer=arguments.answer, neuron=arguments.neuron, **results)
     except LookupError as error:  # of the neuron to start with
         raise InputError(str(error.args[0])) from error
 
