@@ -26,7 +26,7 @@ _SIDE = 136
 _CARD_WIDTH = 2 * _SIDE + 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExemplarSheet(HtmlFigure):
     """A neuron's exemplars as HTML, which notebooks show and any page can hold."""
 

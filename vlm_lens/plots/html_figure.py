@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HtmlFigure:
     """A figure as HTML.
 
@@ -16,15 +16,20 @@ class HtmlFigure:
     Example:
         >>> HtmlFigure("<b>seven</b>")._repr_html_()
         '<b>seven</b>'
+        >>> HtmlFigure("<b>seven</b>")
+        HtmlFigure(12 characters of HTML)
     """
 
     html: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.html):,} characters of HTML)"
 
     def _repr_html_(self) -> str:
         return self.html
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScriptFigure(HtmlFigure):
     """A figure that needs a script: a page of its own, which notebooks show in a frame.
 

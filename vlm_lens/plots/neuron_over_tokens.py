@@ -26,7 +26,7 @@ _CHIP = (
 _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenFigure(HtmlFigure):
     """Coloured tokens as HTML, which notebooks show and any page can hold."""
 

@@ -23,7 +23,7 @@ _CELL = (
 _MUTED = "opacity:.72"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextGallery(HtmlFigure):
     """Answers as an HTML table, which notebooks show and any page can hold."""
 
