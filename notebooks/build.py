@@ -21,6 +21,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+from vlm_lens.plots.save import picture
+
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]_*.py"))
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -124,7 +126,7 @@ def tidy(made: NotebookNode) -> None:
             data = output.get("data", {})
             if PLOTLY in data:
                 figure = go.Figure({key: data[PLOTLY][key] for key in ("data", "layout")})
-                data["image/png"] = b64encode(figure.to_image("png")).decode()
+                data["image/png"] = b64encode(picture(figure, "png")).decode()
             if "text/html" in data and len(data.get("text/plain", "")) > _LONG:
                 data["text/plain"] = "<figure>"
 

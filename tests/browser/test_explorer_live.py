@@ -1,4 +1,4 @@
-"""The widget in JupyterLab, with a kernel: what one side chooses, the other one knows."""
+"""The widget in Jupyter, with a kernel: what one side chooses, the other one knows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+PAGES = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
+"""By front end, where it shows a notebook."""
 
 NAME = "blocks.3.mlp.hook_post"
 CELLS = [
@@ -39,9 +40,11 @@ explorer
 ]
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of a notebook in a JupyterLab on this machine."""
+@pytest.fixture(params=PAGES)
+def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a notebook in JupyterLab, or in Notebook 7, on this machine."""
+    front_end = request.param
+    pytest.importorskip(front_end, reason=f"{front_end} is not installed")
     cells = [
         {
             "cell_type": "code",
@@ -76,7 +79,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "lab.log").open("wb") as log:
         server = subprocess.Popen(
             [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"),
+                *(sys.executable, "-m", front_end, "--no-browser", "--ip=127.0.0.1"),
                 *(f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="),
                 *(f"--ServerApp.root_dir={tmp_path}", "--allow-root"),
             ],
@@ -86,7 +89,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api", server, tmp_path / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb"
+        yield f"http://127.0.0.1:{port}/{PAGES[front_end]}/explorer.ipynb"
     finally:
         server.terminate()  # it ends its kernels first
         try:
@@ -104,7 +107,7 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise AssertionError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    raise AssertionError(f"Jupyter did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 class Notebook:
@@ -146,7 +149,8 @@ def test_browser_and_kernel_are_linked_both_ways(lab: str, local: Callable[..., 
     page = watched.page
     page.set_default_timeout(60_000)
     notebook = Notebook(page)
-    page.get_by_text("| Idle").first.wait_for()
+    if page.locator("#jp-main-statusbar").count():  # which Notebook has none of
+        page.get_by_text("| Idle").first.wait_for()
     notebook.run(0)
     page.wait_for_selector(f".vx[data-ready][data-neuron='{NAME}[5]']")
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.page import Page, assert_self_contained
 from tests.tiny import picture
 from vlm_lens.plots import attention_heads, neuron_over_image, neuron_over_tokens, save
+from vlm_lens.plots.layout import framed
 
 NASTY = "</script><b>&"
 
@@ -121,3 +122,13 @@ def test_pictures_are_drawn(chart, tmp_path: Path):
         assert len(drawn.convert("RGB").getcolors(2**24) or []) > 20
     save(chart, tmp_path / "chart.svg")
     assert (tmp_path / "chart.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
+def test_titles_of_several_lines_are_whole(tmp_path: Path):
+    pytest.importorskip("kaleido")
+    layout = framed(title="Title", remarks=["remark"], width=400, height=100, margin={"t": 0})
+    save(go.Figure(layout=layout), tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as drawn:
+        ink = np.asarray(drawn.convert("L")).min(axis=1) < 128
+    assert 2 * 8 < ink.argmax() < 2 * 24

@@ -53,11 +53,13 @@ def test_another_seed_gives_other_weights() -> None:
     assert not any(torch.equal(first[n], second[n]) for n in first if first[n].ndim == 2)
 
 
-def test_two_processes_are_repeatable_too(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, processes=2)
+def _work_twice(rank: int, recipe: Recipe, folder: Path) -> None:
     for name in ("first", "second"):
-        arguments = (recipe, str(tmp_path / f"meeting_{name}"), tmp_path / name)
-        multiprocessing.spawn(work, arguments, nprocs=2)
+        work(rank, recipe, str(folder / f"meeting_{name}"), folder / name)
+
+
+def test_two_processes_are_repeatable_too(tmp_path: Path) -> None:
+    multiprocessing.spawn(_work_twice, (replace(RECIPE, processes=2), tmp_path), nprocs=2)
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("first", "second"))
     assert first == second
 

@@ -78,7 +78,8 @@ def save(figure: go.Figure | HtmlFigure, path: str | os.PathLike[str]) -> None:
     elif suffix == ".html":
         content = _plotly_page(figure).encode("utf-8", "replace")
     else:
-        content = _picture(figure, suffix.removeprefix("."))
+        kind = suffix.removeprefix(".")
+        content = picture(figure, kind, scale=_SCALE if kind == "png" else 1)
     replace_file(target, content)
 
 
@@ -117,13 +118,36 @@ def _page(
     )
 
 
-def _picture(figure: go.Figure, kind: str) -> bytes:
+def picture(figure: go.Figure, kind: str, *, scale: int = 1) -> bytes:
+    """A figure as a picture.
+
+    Args:
+        figure: One of plotly's.
+        kind: "png" or "svg".
+        scale: Pixels for each one of the page.
+
+    Raises:
+        ImportError: kaleido is not installed.
+        RuntimeError: There is no browser that draws the picture.
+    """
     try:
         import kaleido  # noqa: F401 # plotly's own message names a command that downloads Chrome
         from choreographer.errors import BrowserFailedError, ChromeNotFoundError
     except ImportError as error:
         raise ImportError(f"kaleido is not installed: {_GET}") from error
     try:
-        return figure.to_image(format=kind, scale=_SCALE if kind == "png" else 1)
+        return _lowered(figure).to_image(format=kind, scale=scale)
     except (RuntimeError, ChromeNotFoundError, BrowserFailedError) as error:
         raise RuntimeError(f"no browser draws the picture: {_GET}") from error
+
+
+def _lowered(figure: go.Figure) -> go.Figure:
+    """The figure with room above a title of several lines.
+
+    Pages keep the padding of such a title, pictures lose it, and with it the tops of its letters.
+    """
+    layout: Any = figure.layout
+    title = layout.title
+    if "<br>" not in (title.text or "") or not (layout.height and title.pad.t):
+        return figure
+    return type(figure)(figure).update_layout(title_y=1 - title.pad.t / layout.height)
