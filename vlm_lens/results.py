@@ -245,3 +245,33 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
 
 def _refuse(path: Path, why: str) -> NoReturn:
     raise ValueError(f"cannot read {str(path)!r}: {why}.")
+
+
+def check_belongs(found: Mapping[str, Any], to: Mapping[str, Any], *, folder: object) -> None:
+    """Refuses a checkpoint of something else.
+
+    Args:
+        found: What the checkpoint says it belongs to.
+        to: What it has to belong to, name by name.
+        folder: Where it is, for the message.
+
+    Raises:
+        ValueError: A name has another value.
+
+    Example:
+        >>> check_belongs({"seed": 1}, {"seed": 1}, folder="run")
+    """
+    different = [name for name in to if found.get(name) != to[name]]
+    if different:
+        name = different[0]
+        others = f" (in all, {len(different)} differ)" if len(different) > 1 else ""
+        raise ValueError(
+            f"the checkpoint in {os.fspath(str(folder))!r} belongs to another run: its {name} is "
+            f"{_short(found.get(name))}, but now it is {_short(to[name])}{others}. Name another "
+            "folder, or delete this one to start anew."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import check_belongs, read_result, write_result
 
 KIND = "progress"
 """The kind of result that progress is on disk."""
@@ -79,7 +79,7 @@ class Progress:
         if not (Path(folder) / f"{KIND}.json").exists():
             return cls()
         fields, tensors = read_result(folder, kind=KIND)
-        _check_same(fields["of"], of, folder)
+        check_belongs(fields["of"], of, folder=folder)
         return cls(
             n_batches=fields["n_batches"],
             sums={name: tensors[name] for name in fields["names"]},
@@ -128,23 +128,6 @@ def finish(
 def _added(sums: Mapping[str, Tensor], name: str, more: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     more = more.cpu().double()
     return sums[name] + more if name in sums else more
-
-
-def _check_same(found: Mapping[str, Any], of: Mapping[str, Any], folder: object) -> None:
-    different = [name for name in of if found.get(name) != of[name]]
-    if different:
-        name = different[0]
-        others = f" (in all, {len(different)} differ)" if len(different) > 1 else ""
-        raise ValueError(
-            f"the checkpoint in {os.fspath(str(folder))!r} belongs to another run: its {name} is "
-            f"{_short(found.get(name))}, but now it is {_short(of[name])}{others}. Name another "
-            "folder, or delete this one to start anew."
-        )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def digest_of_weights(module: nn.Module) -> str:

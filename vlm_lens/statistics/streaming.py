@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import check_belongs, read_result, write_result
 
 State = TypeVar("State")
 Packed = tuple[dict[str, Any], dict[str, Tensor]]
@@ -152,7 +152,7 @@ def _resumed(
     if not (checkpoint.folder / f"{checkpoint.kind}.json").exists():
         return fresh
     fields, tensors = read_result(checkpoint.folder, kind=checkpoint.kind)
-    _check_same(fields["of"], checkpoint)
+    check_belongs(fields["of"], checkpoint.belongs_to, folder=checkpoint.folder)
     progress = fresh
     for batch in islice(batches, fields["n_batches"]):
         progress = progress.skipped(batch, with_digest=True)
@@ -163,19 +163,3 @@ def _resumed(
             "folder, or delete this one to start anew."
         )
     return replace(progress, state=checkpoint.unpack(fields["state"], tensors))
-
-
-def _check_same(found: Mapping[str, Any], checkpoint: Checkpoint[State]) -> None:
-    of = checkpoint.belongs_to
-    for name in of:
-        if found.get(name) != of[name]:
-            raise ValueError(
-                f"the checkpoint in {str(checkpoint.folder)!r} belongs to another run: its {name} "
-                f"is {_short(found.get(name))}, but now it is {_short(of[name])}. Name another "
-                "folder, or delete this one to start anew."
-            )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
