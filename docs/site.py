@@ -10,12 +10,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import plotly.io
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
@@ -25,6 +26,9 @@ from vlm_lens import plots
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _BADGE = re.compile(r"\[!\[([^]]*)\]\([^)]*\)\]\(([^)]*)\)")
+_FORMULA = re.compile(
+    r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>', re.DOTALL
+)
 _PLACE = re.compile(r"<!-- output (\d+) -->")
 _OUTPUTS: list[str] = []
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -50,8 +54,15 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Puts outputs where Markdown has left their places."""
+    """Sets formulas, and puts outputs where Markdown has left their places."""
+    html = _FORMULA.sub(_set, html)
     return _PLACE.sub(lambda found: _OUTPUTS[int(found[1])], html)
+
+
+def _set(found: re.Match[str]) -> str:
+    """A formula as MathML, which browsers draw without a script."""
+    opening, formula = found.groups()
+    return convert(unescape(formula), display="block" if opening == "[" else "inline")
 
 
 def placed(html: str) -> str:

@@ -15,6 +15,7 @@ from vlm_lens.plots import style
 from vlm_lens.plots.html_figure import HtmlFigure
 
 _CARD = (
+    "box-sizing:content-box;"  # whatever the page has
     "display:inline-block;vertical-align:top;margin:0 1em 1em 0;padding:.5em .6em;"
     "border-radius:6px;box-shadow:inset 0 0 0 1px rgba(128,128,128,.35);"
 )
