@@ -149,6 +149,11 @@ def test_degradation_can_be_judged_by_a_metric_that_is_measured_everywhere():
         SearchOptions(degraded=Criterion(words, at_most=0.9))
 
 
+def test_a_negative_k_is_refused():
+    with pytest.raises(ValueError, match="also_at of numbers of at least 0, got -3"):
+        SearchOptions(also_at=(5, -3))
+
+
 # Curves that are not monotone ---------------------------------------------------------------------
 
 

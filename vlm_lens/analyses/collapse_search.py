@@ -57,6 +57,9 @@ class SearchOptions:
         checkpoint: A folder in which measurements are kept, so that an interrupted search goes on
             where it was.
         on_measure: Is told every measurement.
+
+    Raises:
+        ValueError: `degraded` is not measured at every k, or a k is negative.
     """
 
     max_k: int | None = None
@@ -82,6 +85,8 @@ class SearchOptions:
                 f"degraded is judged by {name!r}, which is not measured at every k: add it to "
                 "metrics"
             )
+        if wrong := [k for k in self.also_at if k < 0]:
+            raise ValueError(f"expected also_at of numbers of at least 0, got {wrong[0]}")
 
     def as_parameters(self) -> dict[str, Any]:
         """What decides about the result, in a form that can be saved."""
