@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_core.utils import run_sync
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
@@ -57,7 +57,7 @@ def kernel() -> Iterator[KernelManager]:
     """One kernel for all notebooks: most of a notebook's time would go into importing torch."""
     manager = AsyncKernelManager(kernel_name="python3")
     yield manager
-    asyncio.run(manager.shutdown_kernel(now=True))
+    run_sync(manager.shutdown_kernel)(now=True)  # in a thread where a browser's loop runs
 
 
 @sources
