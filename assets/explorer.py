@@ -1,6 +1,6 @@
 """Draws explorer.png: the explorer's page of the bundled model, with a neuron for squares.
 
-Needs playwright and Chromium: ``python assets/explorer.py``.
+Needs playwright and Chromium: ``python assets/explorer.py``. The page itself is on the site.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from playwright.sync_api import sync_playwright
 
 from vlm_lens import HookedVLM, explore, load_samples
 from vlm_lens.analyses.explain import explain
@@ -35,6 +33,8 @@ def write_page(path: Path) -> None:
 
 def main() -> None:
     """Writes the picture beside this file."""
+    from playwright.sync_api import sync_playwright  # the page alone needs no browser
+
     target = Path(__file__).with_suffix(".png")
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "page.html"

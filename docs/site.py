@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from html import escape, unescape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -24,6 +25,7 @@ from plotly.offline import get_plotlyjs
 from vlm_lens import plots
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _BADGE = re.compile(r"\[!\[([^]]*)\]\([^)]*\)\]\(([^)]*)\)")
 _FORMULA = re.compile(
@@ -47,6 +49,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     made = {f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS}
     made["gallery.md"] = gallery_page()
     made["reference/plots.md"] = reference_of_plots()
+    made["explorer.html"] = explorer_page()
     made["assets/plotly.min.js"] = get_plotlyjs()
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
@@ -124,12 +127,24 @@ def figure(content: Mapping[str, Any]) -> str:
     return f'<div class="figure"><script type="application/json">{text}</script></div>'
 
 
+# The explorer -------------------------------------------------------------------------------------
+
+
+def explorer_page() -> str:
+    """The page that the README has a picture of."""
+    from assets.explorer import write_page
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "explorer.html"
+        write_page(path)
+        return path.read_text(encoding="utf-8")
+
+
 # Figures --------------------------------------------------------------------------------------
 
 
 def gallery_page() -> str:
     """Every figure with the call that draws it."""
-    sys.path.insert(0, str(ROOT))
     from docs import gallery
 
     parts = ["# Gallery", gallery.__doc__ or ""]

@@ -14,7 +14,7 @@ from vlm_lens.architectures import BLOCKS, records
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-MADE = {"gallery.md"}
+MADE = {"explorer.html", "gallery.md"}
 """Pages that docs/site.py makes."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # long lines are cut and wrapped
 
