@@ -233,6 +233,56 @@ def test_tiles_and_the_whole_picture_can_be_told_apart(
     assert page.locator(".vx-patch:visible").count() == 4 * 4
 
 
+@pytest.mark.parametrize(
+    "name", ["encoder.blocks.1.mlp.hook_post", "qformer.blocks.1.mlp.hook_post"]
+)
+def test_queries_are_spread_over_the_patches_they_attend_to(
+    offline: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    hf_model, processor = build("instructblip-t5")
+    model = HookedVLM(hf_model, processor=processor)
+    inputs = model.prepare(images=picture(0, size=(50, 34)), text="what color ?")
+    explorer = explore(model, inputs, answer="red", neuron=f"{name}[3]", effects=False)
+    explorer.to_html(tmp_path / "page.html", names=name)
+    page = offline(tmp_path / "page.html")
+    page.wait_for_selector(READY)
+    token_map = inputs.token_map[0]
+    pattern = "qformer.blocks.0.cross_attn.hook_pattern"
+    _, cache = model.run_with_cache(inputs, names_filter=[name, pattern])
+    mean, queries = cache[pattern][0].mean(0), token_map.positions("image")  # the first four
+    heat = token_map.through(cache[name][0, queries, 3], mean)
+    assert shares_of_patches(page) == pytest.approx(as_shares(heat), abs=0.015)
+    legend = page.locator(".vx-legend").first.inner_text()
+    assert "queries have no place, so it is spread as they attend to patches" in legend
+    # A query's own attention while it is pointed at, then the neuron again.
+    page.locator(".vx-placeless").nth(1).hover()
+    attention = as_shares(token_map.patch_heatmap(mean[1]))
+    shown = [abs(share) for share in shares_of_patches(page)]  # neither orange nor blue
+    assert shown == pytest.approx(attention, abs=0.015)
+    assert "(0, 158, 115" in page.locator(".vx-patch").first.evaluate("e => e.style.fill")
+    assert "of its attention" in page.locator(".vx-hint").inner_text()
+    page.locator(".vx-answer").hover()
+    assert shares_of_patches(page) == pytest.approx(as_shares(heat), abs=0.015)
+    # A patch stands for the query that attends to it most.
+    reader = queries[int(mean[:, 1 + 6].argmax())]
+    page.locator(".vx-patch").nth(6).click()
+    page.locator(f"section[data-entry='{reader}']").wait_for()
+    assert page.locator(".vx-read .vx-linked").get_attribute("data-entry") == str(reader)
+
+
+def shares_of_patches(page: Any) -> list[float]:
+    found = opacities(page, ".vx-patch")
+    return [found[entry] for entry in sorted(found)]
+
+
+def as_shares(heat: np.ndarray) -> list[float]:
+    """How strongly 4 x 4 patches of a picture of 50 x 34 pixels are coloured."""
+    values = [
+        heat[int((row + 0.5) * 8.5), int((col + 0.5) * 12.5)] for row, col in np.ndindex(4, 4)
+    ]
+    return [0.8 * value / max(map(abs, values)) for value in values]
+
+
 def test_a_layer_with_more_neurons_than_pixels_has_a_lens(
     explorer: Explorer, offline: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def large(n_layers: int, n_neurons: int, n_entries: int) -> Requests:
     class Layers(dict):
         sizes = dict.fromkeys(names, n_neurons)
         spaces = dict.fromkeys(names, space)
+        spread = None
 
     requests = Requests.__new__(Requests)
     requests.layers = Layers.fromkeys(names, layer)  # type: ignore[assignment]

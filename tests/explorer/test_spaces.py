@@ -9,8 +9,8 @@ import pytest
 
 from tests.families import FAMILIES
 from vlm_lens.explorer import spaces
-from vlm_lens.explorer.requests import Requests, described
-from vlm_lens.explorer.spaces import Entry, Space
+from vlm_lens.explorer.requests import Requests
+from vlm_lens.explorer.spaces import Entry, Space, described
 
 WITH_IMAGES = [name for name in FAMILIES if name != "qwen2_audio"]
 

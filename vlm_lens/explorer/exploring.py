@@ -43,6 +43,11 @@ def explore(
     are read from the model one hook point at a time, when they are asked for, over prompt and
     answer in one sequence.
 
+    Where the language model reads an image through queries (BLIP-2, InstructBLIP, Kosmos-2), these
+    have no place in it; a neuron's values at them are spread over the encoder's patches by the
+    queries' attention, see `TokenMap.through`. Of the heads and blocks that attend to the patches
+    the mean is taken, which is a choice of ours.
+
     Args:
         model: The model; nothing about it is changed.
         inputs: One prompt without an answer, as `model.prepare` returns it.

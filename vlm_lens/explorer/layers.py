@@ -17,6 +17,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.analyses.sites import sites
 from vlm_lens.explorer.spaces import Space, space_at
+from vlm_lens.explorer.spread import Spread, pattern_names, spread_of
 from vlm_lens.explorer.subject import Subject
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs.batch import token_strings
@@ -102,6 +103,7 @@ class Layers:
     Attributes:
         sizes: The number of neurons at each hook point that the prompt reaches.
         spaces: The position space of each.
+        spread: What gives queries a place; None where image tokens are no queries.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -121,19 +123,13 @@ class Layers:
         self._known: OrderedDict[str, Layer] = OrderedDict()
         self.sizes: dict[str, int] = {}
         self.spaces: dict[str, Space] = {}
+        self.spread: Spread | None = None
         self._find(sites(subject.model, names))
 
-    @torch.no_grad()
     def _find(self, names: list[str]) -> None:
-        """One forward, for the shapes: what is not reached has no neurons to show."""
-        shapes: dict[str, tuple[int, ...]] = {}
-
-        def note(tensor: Tensor, hook: HookPoint) -> None:
-            shapes[str(hook.name)] = tuple(tensor.shape)
-
-        model, subject = self._subject.model, self._subject
-        with hooked(model, [(names, note)]):
-            model(subject.arguments, return_type=None)
+        """What is not reached has no neurons to show."""
+        subject = self._subject
+        shapes, self.spread = self._reached(names)
         beside = _query_text(subject)
         spaces: dict[str, Space] = {}
         for name in names:
@@ -152,6 +148,25 @@ class Layers:
                 f"none of the {len(names)} hook points is reached by this prompt: hook points of "
                 "the vision encoder and the projector need an image"
             )
+
+    @torch.no_grad()
+    def _reached(self, names: list[str]) -> tuple[dict[str, tuple[int, ...]], Spread | None]:
+        """One forward, for the shapes and for what queries attend to."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        patterns: dict[str, Tensor] = {}
+
+        def note(tensor: Tensor, hook: HookPoint) -> None:
+            shapes[str(hook.name)] = tuple(tensor.shape)
+
+        def keep(pattern: Tensor, hook: HookPoint) -> None:
+            patterns[str(hook.name)] = pattern
+
+        model, subject = self._subject.model, self._subject
+        hooks: list[Any] = [(names, note)]
+        hooks += [(name, keep) for name in pattern_names(model, subject.token_map)]
+        with hooked(model, hooks):
+            model(subject.arguments, return_type=None)
+        return shapes, spread_of(patterns, subject.token_map)
 
     def __getitem__(self, name: str) -> Layer:
         if name not in self.sizes:

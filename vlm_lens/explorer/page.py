@@ -28,6 +28,8 @@ _KNOWN = 700_000
 
 _FALLBACK = 48
 """So many neurons are in the page that stands in for the widget."""
+_FALLBACK_ATTENTION = 200_000
+"""So many letters of the attention that gives queries a place fit into it."""
 _LONGEST = 320
 
 _OFF = (
@@ -38,6 +40,7 @@ _CHOSEN = (
     "Of each hook point {neurons:,} neurons at most are here: in turn the next by largest "
     "activation, by effect on the answer, and by selectivity for image and for text."
 )
+_NO_ATTENTION = "What would give the queries a place is too much for this small page."
 _NO_WIDGET = "The live widget is not available here; this is a small page without a kernel."
 
 
@@ -79,6 +82,8 @@ def fallback(requests: Requests, *, start: Neuron, kept: NeuronSet) -> str:
     data = _data(requests, [start.name], neurons=_FALLBACK, start=start, kept=here)
     images = requests.subject.prompt.images[0]
     data["about"]["images"] = [picture(image, longest=_LONGEST) for image in images]
+    if sum(map(len, data["attention"])) > _FALLBACK_ATTENTION:
+        data["attention"], data["about"]["patches"] = [], {"note": _NO_ATTENTION}
     data.pop("notes")
     return _render({**data, "notice": _NO_WIDGET, "note": _OFF}, bare=True)
 
@@ -92,9 +97,11 @@ def _that_fit(requests: Requests, neurons: int) -> list[str]:
     def letters(name: str) -> float:
         return min(neurons, layers.sizes[name]) * len(layers.spaces[name].shown) * 4 / 3
 
+    spread = layers.spread
+    room = _BUDGET - (0 if spread is None or spread.note else spread.shown.nbytes * 4 / 3)
     for n in range(len(names), 1, -1):
         some = [names[i] for i in np.linspace(0, len(names) - 1, n).round().astype(int)]
-        if sum(map(letters, some)) <= _BUDGET:
+        if sum(map(letters, some)) <= room:
             return some
     return names[-1:]
 
@@ -105,16 +112,14 @@ def _that_fit(requests: Requests, neurons: int) -> list[str]:
 def _data(
     requests: Requests, names: list[str], *, neurons: int, start: Neuron, kept: NeuronSet
 ) -> dict[str, Any]:
-    about, _ = requests.about()
-    about["points"] = [point for point in about["points"] if point["name"] in names]
-    used = {point["space"] for point in about["points"]}
-    about["spaces"] = {key: space for key, space in about["spaces"].items() if key in used}
+    about, attention = _about(requests, names)
     layers = {}
     for name in names:
         always = [neuron.index for neuron in (start, *kept) if neuron.name == name]
         indices = chosen_neurons(requests.layers[name], neurons, always=always)
         layers[name] = _packed(requests, name, indices)
-    pictures = _Known(_BUDGET + _KNOWN - sum(len(layer["codes"]) for layer in layers.values()))
+    codes = [layer["codes"] for layer in layers.values()]
+    pictures = _Known(_BUDGET + _KNOWN - sum(map(len, codes + attention)))
     known: dict[str, dict[int, Any]] = {name: {} for name in names}
     every = (Neuron(name, index) for name in names for index in layers[name]["indices"])
     for neuron in dict.fromkeys([start, *kept, *every]):  # what is looked at first comes first
@@ -127,6 +132,7 @@ def _data(
             known[neuron.name][neuron.index] = found
     return {
         "about": about,
+        "attention": attention,
         "layers": layers,
         "known": known,
         "pictures": pictures.found,
@@ -134,6 +140,17 @@ def _data(
         "kept": [[neuron.name, neuron.index] for neuron in kept],
         "notes": pictures.notes,
     }
+
+
+def _about(requests: Requests, names: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What there is at some hook points, and the attention that places their queries, if any."""
+    about, buffers = requests.about()
+    about["points"] = [point for point in about["points"] if point["name"] in names]
+    used = {point["space"] for point in about["points"]}
+    about["spaces"] = {key: space for key, space in about["spaces"].items() if key in used}
+    if not any("query" in space for space in about["spaces"].values()):
+        return {**about, "patches": None}, []
+    return about, [_base64(np.frombuffer(buffer, "<f4")) for buffer in buffers]
 
 
 def chosen_neurons(layer: Layer, n: int, *, always: list[int]) -> list[int]:

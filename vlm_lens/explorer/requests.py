@@ -17,7 +17,7 @@ from vlm_lens.explorer.ablation import Ablations
 from vlm_lens.explorer.cards import Card, Cards
 from vlm_lens.explorer.facts import Results
 from vlm_lens.explorer.layers import Layers
-from vlm_lens.explorer.spaces import Space
+from vlm_lens.explorer.spaces import Space, described, rounded
 from vlm_lens.explorer.subject import Subject
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
@@ -82,18 +82,30 @@ class Requests:
         return kinds[kind](**{key: value for key, value in asked.items() if key != "kind"})
 
     def about(self) -> Answer:
-        """The prompt, its images, all position spaces and all hook points."""
-        subject = self.subject
+        """The prompt, its images, all position spaces and all hook points.
+
+        Where queries get a place by their attention, also the patches, and as a buffer how much
+        each query attends to each of them.
+        """
+        subject, spread = self.subject, self.layers.spread
         spaces = {space.key: space for space in self.layers.spaces.values()}
+        buffers = [] if spread is None or spread.note else [_floats(spread.shown)]
         return {
             "model": type(subject.model.hf_model).__name__,
             "prompt": subject.prompt.texts[0],
             "answer": subject.answer,
             "own": subject.is_own,
             "images": [picture(image) for image in subject.prompt.images[0]],
-            "spaces": {key: described(space) for key, space in spaces.items()},
+            "spaces": {key: self._described(space) for key, space in spaces.items()},
+            "patches": None if spread is None else spread.described(),
             "points": [self._point(name) for name in sorted(self.layers.sizes, key=_flow)],
-        }, []
+            "arrays": ["attention"] if buffers else [],
+        }, buffers
+
+    def _described(self, space: Space) -> dict[str, Any]:
+        spread = self.layers.spread
+        queries = None if spread is None else spread.queries_of(space)
+        return {**described(space), **({} if queries is None else {"query": queries})}
 
     def _point(self, name: str) -> dict[str, Any]:
         component, layer, site = split_name(name)
@@ -135,9 +147,9 @@ class Requests:
             "number": card.number,
             "value": card.value,
             "picture": None if card.picture is None else self._thumbnails[key],
-            "boxes": [_rounded(box) for box, _ in card.boxes],
+            "boxes": [rounded(box) for box, _ in card.boxes],
             "shares": [round(share, 3) for _, share in card.boxes],
-            "crop": _rounded(card.crop),
+            "crop": rounded(card.crop),
             "tokens": [[token, round(share, 3)] for token, share in card.tokens],
         }
 
@@ -172,25 +184,6 @@ class Requests:
         return Neuron(candidates[len(candidates) // 2], int(np.argmax(scores)))
 
 
-def described(space: Space) -> dict[str, Any]:
-    """A position space as the page is told of it: only the entries that are shown."""
-    shown = [(space.entries[i], space.levels[i]) for i in space.shown.tolist()]
-    return {
-        "kind": space.kind,
-        "note": space.note,
-        "at": space.shown.tolist(),
-        "labels": [entry.label for entry, _ in shown],
-        # A letter each: image, audio, text or special; prompt or answer.
-        "modality": "".join(entry.modality[0] for entry, _ in shown),
-        "role": "".join(entry.role[0] for entry, _ in shown),
-        "image": [entry.image for entry, _ in shown],
-        "view": [entry.view for entry, _ in shown],
-        "level": [level for _, level in shown],
-        "cell": [entry.cell for entry, _ in shown],
-        "box": [_rounded(entry.box) for entry, _ in shown],
-    }
-
-
 def picture(image: Image.Image, *, longest: int | None = None) -> dict[str, Any]:
     """An image in the page itself, perhaps made smaller, with its original size in pixels."""
     shown = image
@@ -200,11 +193,7 @@ def picture(image: Image.Image, *, longest: int | None = None) -> dict[str, Any]
     return {"uri": style.data_uri(shown), "width": image.width, "height": image.height}
 
 
-def _rounded(box: Sequence[float] | None) -> list[float] | None:
-    return None if box is None else [round(float(edge), 2) for edge in box]
-
-
-def _floats(values: Float[np.ndarray, " n"]) -> bytes:
+def _floats(values: Float[np.ndarray, "*shape"]) -> bytes:
     return np.ascontiguousarray(values, dtype="<f4").tobytes()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _STATIC = Path(__file__).parent / "static"
-_PAGE = ("elements.js", "strip.js", "scene.js", "panels.js", "explorer.js")
+_PAGE = ("elements.js", "strip.js", "spread.js", "scene.js", "panels.js", "explorer.js")
 
 
 def _joined(*names: str) -> str:

@@ -143,6 +143,30 @@ def _levels(area: dict[tuple[int, int], float], image: int) -> dict[tuple[int, i
     return found
 
 
+def described(space: Space) -> dict[str, Any]:
+    """A position space as the page is told of it: only the entries that are shown."""
+    shown = [(space.entries[i], space.levels[i]) for i in space.shown.tolist()]
+    return {
+        "kind": space.kind,
+        "note": space.note,
+        "at": space.shown.tolist(),
+        "labels": [entry.label for entry, _ in shown],
+        # A letter each: image, audio, text or special; prompt or answer.
+        "modality": "".join(entry.modality[0] for entry, _ in shown),
+        "role": "".join(entry.role[0] for entry, _ in shown),
+        "image": [entry.image for entry, _ in shown],
+        "view": [entry.view for entry, _ in shown],
+        "level": [level for _, level in shown],
+        "cell": [entry.cell for entry, _ in shown],
+        "box": [rounded(entry.box) for entry, _ in shown],
+    }
+
+
+def rounded(box: Sequence[float] | None) -> list[float] | None:
+    """A box as a page is told of it."""
+    return None if box is None else [round(float(edge), 2) for edge in box]
+
+
 def space_at(
     name: str,
     shape: Sequence[int],

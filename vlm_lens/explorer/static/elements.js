@@ -2,6 +2,7 @@
 
 const POSITIVE = [213, 94, 0];
 const NEGATIVE = [0, 114, 178];
+const ATTENTION = [0, 158, 115];
 const STRONGEST = 0.8;
 const MODALITIES = { i: "image", a: "audio", t: "text", s: "special", p: "padding" };
 const SVG = "http://www.w3.org/2000/svg";
@@ -28,9 +29,20 @@ const percent = (share) =>
 const written = ([name, index]) => `${name}[${index}]`;
 const same = (a, b) => a && b && a[0] === b[0] && a[1] === b[1];
 
-function tint(value, limit) {
+function tint(value, limit, positive = POSITIVE) {
   const share = Number.isFinite(value) ? Math.min(Math.abs(value) / (limit || 1), 1) : 0;
-  return `rgba(${(value < 0 ? NEGATIVE : POSITIVE).join(",")},${(STRONGEST * share).toFixed(3)})`;
+  return `rgba(${(value < 0 ? NEGATIVE : positive).join(",")},${(STRONGEST * share).toFixed(3)})`;
+}
+
+// A line that says what colours mean: from the smallest over 0 to the largest, or from 0 on.
+function legend(low, high, label, positive = POSITIVE) {
+  const ends = low < 0 ? [[-1, 0], [-1e-9, 50], [0, 50], [1, 100]] : [[0, 0], [1, 100]];
+  const stops = ends.map(([value, place]) => `${tint(value, 1, positive)} ${place}%`);
+  const bar = h("span", { class: "vx-scale", "aria-hidden": "true" });
+  bar.style.background = `linear-gradient(90deg,${stops.join(",")})`;
+  const texts = [low < 0 ? show(low) : "0", high, label];
+  const [left, right, what] = texts.map((text) => h("span", {}, text));
+  return [left, bar, right, what];
 }
 
 // The largest positive and the smallest negative value.

@@ -17,7 +17,7 @@ function embedded(data) {
   const value = ({ codes, low, high, entries }, i, entry) =>
     low[i] + (codes[i * entries + entry] / 255) * (high[i] - low[i]);
   const answers = {
-    about: () => ({ ...data.about, buffers: [] }),
+    about: () => ({ ...data.about, buffers: data.attention.map(floats) }),
     layer({ name }) {
       const { indices, arrays, numbers } = data.layers[name];
       return { indices, arrays, buffers: numbers.map(floats) };

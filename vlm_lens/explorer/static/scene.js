@@ -7,15 +7,17 @@ class Scene {
     this.hint = h("p", { class: "vx-hint", role: "status" }, "");
     this.see = h("div", { class: "vx-see" });
     this.read = h("div", { class: "vx-read" });
-    this.open = open;
+    this.open = (mark) => this.pick(mark, open);
     const handle = (action) => (event) => {
       const entry = event.target.closest("[data-entry]")?.dataset.entry;
       if (entry != null) action(Number(entry));
     };
     for (const part of [this.see, this.read]) {
-      part.addEventListener("pointerover", handle((entry) => this.point(entry)));
-      part.addEventListener("focusin", handle((entry) => this.point(entry)));
-      part.addEventListener("click", handle(open));
+      // What was picked is still pointed at when the page around it has moved.
+      const point = handle((entry) => entry !== this.picked && this.point(entry));
+      part.addEventListener("pointerover", point);
+      part.addEventListener("focusin", point);
+      part.addEventListener("click", handle(this.open));
       part.addEventListener("pointerleave", () => this.point(null));
       part.addEventListener("keydown", (event) => this.walk(event));
     }
@@ -23,8 +25,11 @@ class Scene {
 
   use(key) {
     const space = this.about.spaces[key];
-    this.space = { key, ...space, n: space.at.length };
-    this.marks = Array.from({ length: this.space.n }, () => []);
+    const { patches, buffers } = this.about;
+    this.spread = patches?.at && space.query ? new Spread(patches, buffers[0], space) : null;
+    this.space = { key, ...(this.spread?.extended(space) ?? space), n: space.at.length };
+    this.marks = this.space.image.map(() => []);
+    this.attending = false;
     this.level = 0;
     this.see.replaceChildren(...this.pictures());
     this.see.hidden = !this.see.childNodes.length;
@@ -54,8 +59,9 @@ class Scene {
       tools.push(h("label", {}, "patches", h("select", { "aria-label": "patches", onchange: change }, options)));
     }
     this.legend = h("div", { class: "vx-legend" });
+    this.attention = this.spread && h("div", { class: "vx-legend vx-attention" });
     this.alternative = h("p", { class: "vx-muted" });
-    return [...shown, this.legend, this.alternative, h("div", { class: "vx-row" }, tools)];
+    return [...shown, this.legend, this.attention, this.alternative, h("div", { class: "vx-row" }, tools)].filter(Boolean);
   }
 
   picture(image, number, entries) {
@@ -141,20 +147,32 @@ class Scene {
 
   what(i) {
     const { space } = this;
-    const modality = MODALITIES[space.modality[i]];
-    const kind = space.kind.includes("tokens") ? `position ${space.at[i]}` : `entry ${space.at[i]}`;
     const [row, column] = space.cell[i];
+    const patch = `patch in row ${row}, column ${column}`;
+    if (i >= space.n) return patch;
+    const modality = MODALITIES[space.modality[i]];
     const nowhere = `${modality} ${visible(space.labels[i])}${modality === "image" ? ", without a place" : ""}`;
-    const place = row < 0 ? nowhere : `patch in row ${row}, column ${column}`;
-    return `${kind}, ${place}`;
+    return `${this.which(i)}, ${row < 0 ? nowhere : patch}`;
   }
 
+  which(i) {
+    return `${this.space.kind.includes("tokens") ? "position" : "entry"} ${this.space.at[i]}`;
+  }
+
+  // What queries hand to patches is smaller than what they have, and gets colours of its own.
   paint(neuron) {
     const [values] = neuron.buffers;
-    Object.assign(this, { values, limit: neuron.limit, error: neuron.error ?? 0 });
+    const { spread, space } = this;
+    const error = neuron.error ?? 0;
+    this.values = spread ? spread.values(values) : values;
+    const handed = spread && limits(this.values.subarray(space.n));
+    this.limit = spread ? Math.max(handed.high, -handed.low) : neuron.limit;
+    this.error = spread && error ? spread.error(error) : error;
+    this.own = neuron.limit;
+    this.attending = false;
     this.marks.forEach((marks, i) => {
-      const colour = tint(values[i], neuron.limit);
-      const label = `${this.what(i)}: ${show(values[i])}`;
+      const colour = tint(this.values[i], i < space.n ? this.own : this.limit);
+      const label = `${this.what(i)}: ${show(this.values[i])}`;
       for (const mark of marks) {
         if (mark.classList.contains("vx-patch")) mark.style.fill = colour;
         else mark.style.backgroundColor = colour;
@@ -168,25 +186,30 @@ class Scene {
 
   drawLegend() {
     if (!this.legend) return;
-    const low = this.values.some((value) => value < 0);
-    const stops = [...(low ? [tint(-1, 1), tint(-1e-9, 1), tint(0, 1)] : [tint(0, 1)]), tint(1, 1)];
-    const places = low ? [0, 50, 50, 100] : [0, 100];
-    const bar = h("span", { class: "vx-scale", "aria-hidden": "true" });
-    bar.style.background = `linear-gradient(90deg,${stops.map((c, i) => `${c} ${places[i]}%`).join(",")})`;
+    const inPicture = this.spread ? this.values.subarray(this.space.n) : this.values;
+    const low = inPicture.some((value) => value < 0) ? -this.limit : 0;
+    const spread = this.spread
+      ? `: queries have no place, so it is spread as they attend to patches (${this.spread.patches.label}). ` +
+        `Marks and words: up to ${show(this.own)}`
+      : "";
     const off = this.error ? `, each off by at most ${show(this.error)}` : "";
-    const texts = [low ? show(-this.limit) : "0", show(this.limit), `activation${off}`];
-    const [left, right, label] = texts.map((text) => h("span", {}, text));
-    this.legend.replaceChildren(left, bar, right, label);
+    this.legend.replaceChildren(...legend(low, show(this.limit), `activation${off}${spread}`));
+    this.drawAttention("most");
+  }
+
+  drawAttention(most) {
+    const label = "attention of the query that is pointed at";
+    this.attention?.replaceChildren(...legend(0, most, label, ATTENTION));
   }
 
   // The picture in words.
   summarise() {
     const { space, values } = this;
     if (!this.alternative || !values) return;
-    const seen = [];
-    for (let i = 0; i < space.n; i++) if (space.box[i] && space.level[i] === this.level) seen.push(i);
+    const seen = space.box.flatMap((box, i) => (box && space.level[i] === this.level ? [i] : []));
     if (!seen.length) {
-      this.alternative.textContent = space.note || "No position here has a place in the image.";
+      const none = space.note || "No position here has a place in the image.";
+      this.alternative.textContent = [none, this.about.patches?.note].filter(Boolean).join(" ");
       return;
     }
     const best = seen.reduce((a, b) => (values[b] > values[a] ? b : a));
@@ -200,6 +223,7 @@ class Scene {
   // Linked ---------------------------------------------------------------------------------------
 
   point(entry) {
+    this.picked = null;
     this.marks.flat().forEach((mark) => mark.classList.remove("vx-linked"));
     for (const outline of this.see.querySelectorAll(".vx-outline")) {
       const box = entry == null ? null : this.space.box[entry];
@@ -210,12 +234,51 @@ class Scene {
       const edges = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
       Object.entries(edges).forEach(([key, value]) => outline.setAttribute(key, value));
     }
+    this.attend(entry);
     if (entry == null) {
       this.say("Point at a patch or a token to see which belong together; click it for its neurons.");
       return;
     }
-    this.marks[entry].forEach((mark) => mark.classList.add("vx-linked"));
-    this.say(`${this.what(entry)}: ${show(this.values?.[entry])}`);
+    const reader = this.readerOf(entry);
+    const linked = [...this.marks[entry], ...(reader ? this.marks[reader.entry] : [])];
+    linked.forEach((mark) => mark.classList.add("vx-linked"));
+    this.say(`${this.what(entry)}: ${show(this.values?.[entry])}${this.attended(entry, reader)}`);
+  }
+
+  // Who attends to a patch most, or how much of a query's attention patches get.
+  attended(entry, reader) {
+    if (reader) {
+      return `; ${this.which(reader.entry)} attends to it most, with ${percent(reader.weight)} of its attention`;
+    }
+    const weights = this.spread?.attention(entry);
+    return weights ? `; patches get ${percent(weights.reduce((a, b) => a + b))} of its attention` : "";
+  }
+
+  readerOf(entry) {
+    return entry < this.space.n ? null : this.spread.reader(entry - this.space.n);
+  }
+
+  // The patches in the colours of what a query attends to, else again in those of the neuron.
+  attend(entry) {
+    const weights = entry == null ? null : (this.spread?.attention(entry) ?? null);
+    if (!weights && !this.attending) return;
+    this.attending = weights != null;
+    const most = weights ? Math.max(...weights) : 0;
+    for (const patch of this.spread.of) {
+      const i = this.space.n + patch;
+      const colour = weights ? tint(weights[patch], most, ATTENTION) : tint(this.values[i], this.limit);
+      for (const mark of this.marks[i]) mark.style.fill = colour;
+    }
+    this.drawAttention(weights ? percent(most) : "most");
+  }
+
+  // A patch that queries attend to stands for the one that does so most.
+  pick(entry, open) {
+    const reader = this.readerOf(entry);
+    open(reader?.entry ?? entry);
+    if (!reader) return;
+    this.point(reader.entry);
+    this.picked = entry;
   }
 
   say(text) {
