@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.handing_out import Asked, hand_out
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM
 from vlm_lens.architectures import BLOCKS, supported_architectures
@@ -28,15 +29,9 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[tuple[str, dict]]:
+def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> Asked:
     """Loads the tiny model whatever is asked for, and records what that was; few samples."""
-    asked: list[tuple[str, dict]] = []
-
-    def load(name: str, **options: object) -> HookedVLM:
-        asked.append((name, options))
-        return llava.model
-
-    monkeypatch.setattr(HookedVLM, "from_pretrained", load)
+    asked = hand_out(monkeypatch, llava.model)
     for name, n in (("COLLAPSE", 2), ("MODALITIES", 3), ("EXPLAINED", 6)):
         monkeypatch.setattr(f"vlm_lens.cli.demo.N_{name}", n)
     return asked

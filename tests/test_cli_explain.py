@@ -12,6 +12,7 @@ import pytest
 
 from tests.analyses.chat_server import Reply, Server, chat_server
 from tests.analyses.planted_modality import PLANTS, planted
+from tests.handing_out import Asked, hand_out
 from tests.page import Page, assert_self_contained
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM, NeuronSet, load_samples
@@ -32,16 +33,9 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, shapes: HookedVLM) -> list[tuple[str, dict]]:
+def loaded(monkeypatch: pytest.MonkeyPatch, shapes: HookedVLM) -> Asked:
     """Hands out the bundled model whatever is asked for, and records what that was."""
-    asked: list[tuple[str, dict]] = []
-
-    def load(name: str, **options: object) -> HookedVLM:
-        asked.append((name, options))
-        return shapes
-
-    monkeypatch.setattr(HookedVLM, "from_pretrained", load)
-    return asked
+    return hand_out(monkeypatch, shapes)
 
 
 def run(*options: object) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_critical import result
+from tests.handing_out import Asked, hand_out
 from tests.page import Page, assert_self_contained
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM
@@ -17,16 +18,9 @@ QUESTION = "what color is the circle ?"
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[str]:
+def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> Asked:
     """Loads the tiny model whatever is asked for, and records what that was."""
-    asked: list[str] = []
-
-    def load(name: str, **options: object) -> HookedVLM:
-        asked.append(name)
-        return llava.model
-
-    monkeypatch.setattr(HookedVLM, "from_pretrained", load)
-    return asked
+    return hand_out(monkeypatch, llava.model)
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def data_of(path: Path) -> dict:
 
 
 def test_writes_a_page(
-    image: Path, loaded: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, loaded: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, results = tmp_path / "page.html", tmp_path / "can"
     found = result()
@@ -60,7 +54,7 @@ def test_writes_a_page(
     assert data["about"]["prompt"].endswith(QUESTION)
     assert data["shown"] == ["blocks.2.mlp.hook_post", 3]
     assert [len(layer["indices"]) for layer in data["layers"].values()] == [9, 9, 9]
-    assert loaded == ["shapes-llava"]
+    assert [name for name, _ in loaded] == ["shapes-llava"]
 
 
 def test_the_bundled_image_is_explored_by_default(
@@ -92,7 +86,7 @@ def test_the_bundled_image_is_explored_by_default(
 )
 def test_bad_input_is_one_line_and_code_2(
     image: Path,
-    loaded: list[str],
+    loaded: Asked,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

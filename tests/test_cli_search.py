@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.families import build
+from tests.handing_out import Asked, hand_out
 from tests.page import Page, assert_self_contained
 from tests.tiny import Tiny, build_tiny, picture
 from vlm_lens import HookedVLM, load_samples
@@ -34,16 +35,9 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[tuple[str, dict]]:
+def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> Asked:
     """Loads the tiny model whatever is asked for, and records what that was."""
-    asked: list[tuple[str, dict]] = []
-
-    def load(name: str, **options: object) -> HookedVLM:
-        asked.append((name, options))
-        return llava.model
-
-    monkeypatch.setattr(HookedVLM, "from_pretrained", load)
-    return asked
+    return hand_out(monkeypatch, llava.model)
 
 
 @pytest.fixture

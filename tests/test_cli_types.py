@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.handing_out import Asked, hand_out
 from tests.page import Page, assert_self_contained
 from tests.test_cli_search import ATTACK, interrupt, refused, run, watch
 from tests.tiny import Tiny, picture
-from vlm_lens import HookedVLM, load_samples
+from vlm_lens import load_samples
 from vlm_lens.analyses import neuron_types
 from vlm_lens.analyses.neuron_types_result import NeuronTypes
 
@@ -25,16 +26,9 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> list[tuple[str, dict]]:
+def loaded(monkeypatch: pytest.MonkeyPatch, llava: Tiny) -> Asked:
     """Loads the tiny model whatever is asked for, and records what that was."""
-    asked: list[tuple[str, dict]] = []
-
-    def load(name: str, **options: object) -> HookedVLM:
-        asked.append((name, options))
-        return llava.model
-
-    monkeypatch.setattr(HookedVLM, "from_pretrained", load)
-    return asked
+    return hand_out(monkeypatch, llava.model)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from docs import gallery
 from vlm_lens import plots
 from vlm_lens.plots import HtmlFigure, ScriptFigure
-from vlm_lens.report.figures import DRAW, as_json, library
+from vlm_lens.plots.page import DRAW, as_json, library
 
 
 def test_every_figure_is_there_and_opens_offline(request: pytest.FixtureRequest, tmp_path: Path):

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.cli.checks import InputError, check_device, reading_input
+from vlm_lens.cli.checks import check_device, reading_input
 from vlm_lens.cli.imports import importing
 from vlm_lens.cli.progress import Steps
+from vlm_lens.cli.question import add_question, check_question, read_question
 from vlm_lens.cli.samples import BUNDLED
 from vlm_lens.cli.threads import fit_threads
 
@@ -45,8 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--image", type=Path, metavar="PATH", help="image file (default: a bundled one)")
-    add("--question", metavar="TEXT", help="question about it (default: the bundled image's)")
+    add_question(add)
     add(
         "--model",
         default=BUNDLED,
@@ -67,8 +67,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    if arguments.image is not None and arguments.question is None:
-        raise InputError("--image needs a --question about it")
+    check_question(arguments)
     with importing():
         from vlm_lens.data import Sample
         from vlm_lens.report.page import render_report
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         from vlm_lens.report.write import check_target, write_report
     with reading_input():
         check_target(arguments.out)
-        image, question = _image_and_question(arguments.image, arguments.question)
+        image, question = read_question(arguments, bundled=DEMO_SAMPLE)
     check_device(arguments.device)
     step = Steps()
     model, inputs = _loaded(arguments, image, question, step)
@@ -128,15 +127,3 @@ def _found(
         "modalities": study_modalities(model, samples[:N_MODALITIES], on_step=step),
         "explained": explain_candidates(model, study, samples, on_step=step),
     }
-
-
-def _image_and_question(path: Path | None, question: str | None) -> tuple[Image, str]:
-    """The image and the question, one or both from the bundled sample."""
-    from vlm_lens.data.imagefolder import load_imagefolder
-    from vlm_lens.inputs import load_image
-    from vlm_lens.shapes_llava import IMAGES
-
-    if path is not None and question is not None:
-        return load_image(path), question
-    sample = load_imagefolder(IMAGES, n=DEMO_SAMPLE + 1)[DEMO_SAMPLE]
-    return sample.images[0], question or sample.text

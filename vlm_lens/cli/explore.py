@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_lens.cli.checks import InputError, reading_input
 from vlm_lens.cli.imports import importing
 from vlm_lens.cli.progress import Steps
+from vlm_lens.cli.question import add_question, check_question, read_question
 from vlm_lens.cli.samples import add_model, load_model
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 BUNDLED_SAMPLE = 0
 """Which of the bundled images is explored where none is named."""
@@ -37,8 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     add_model(parser)
     add = parser.add_argument_group("question").add_argument
-    add("--image", type=Path, metavar="PATH", help="image file (default: a bundled one)")
-    add("--question", metavar="TEXT", help="question about it (default: the bundled image's)")
+    add_question(add)
     add("--answer", metavar="TEXT", help="answer to put behind it (default: the model's own)")
     add = parser.add_argument_group("page").add_argument
     names = "hook points, as names or globs (default: the neurons of as many MLPs as fit)"
@@ -56,6 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
     del command  # the page says nothing that would change with it
+    check_question(arguments)
     with importing():
         from vlm_lens.explorer import explore
         from vlm_lens.report.write import check_target
@@ -63,7 +61,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         raise InputError(f"expected --neurons of at least 1, got {arguments.neurons}")
     with reading_input():
         check_target(arguments.out)
-        image, question = _asked(arguments.image, arguments.question)
+        image, question = read_question(arguments, bundled=BUNDLED_SAMPLE)
         results = _results(arguments.results)
     step = Steps()
     step(f"loading {arguments.model}")
@@ -85,20 +83,6 @@ def _explored(
         return explore(model, inputs, answer=arguments.answer, neuron=arguments.neuron, **results)
     except LookupError as error:  # of the neuron to start with
         raise InputError(str(error.args[0])) from error
-
-
-def _asked(path: Path | None, question: str | None) -> tuple[Image, str]:
-    """The image and the question, one or both of them bundled."""
-    from vlm_lens.data.imagefolder import load_imagefolder
-    from vlm_lens.inputs import load_image
-    from vlm_lens.shapes_llava import IMAGES
-
-    if path is not None:
-        if question is None:
-            raise ValueError("--image needs a --question about it")
-        return load_image(path), question
-    sample = load_imagefolder(IMAGES, n=BUNDLED_SAMPLE + 1)[BUNDLED_SAMPLE]
-    return sample.images[0], question or sample.text
 
 
 def _results(folders: Sequence[Path]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vlm_lens.explorer.scripts import STANDALONE, STYLE
 from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.neurons import Neuron, NeuronSet
-from vlm_lens.report.figures import policy
+from vlm_lens.plots.page import policy
 
 _BUDGET = 4_000_000
 """So many letters of activations fit into a page of 5 MB."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.batch import token_strings
+from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
 from vlm_lens.masking.examples import greedy_tokens, with_answers
 from vlm_lens.model import HookedVLM
@@ -53,16 +54,7 @@ class Subject:
         if not self.model.cfg.is_encoder_decoder:
             return None
         special = self.prompt.token_map[0].special_tokens
-        start = self._strings(self.tokens[0, : self.n_before])
-        front = TokenMap(
-            tokens=start,
-            modality=["special"] * len(start),
-            role=["prompt"] * len(start),
-            image_index=[-1] * len(start),
-            layouts=[],
-            special_tokens=special,
-        )
-        return front.extend(self._strings(self.answer_tokens))
+        return decoder_map(self._strings(self.tokens[0]), special_tokens=special)
 
     @property
     def n_before(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vlm_lens.plots.layout import GRID, MUTED, framed, shown
+from vlm_lens.plots.layout import AXIS, framed, shown
 from vlm_lens.plots.line_panels import colours_of
 from vlm_lens.statistics.histograms import Histogram
 
@@ -19,14 +19,6 @@ _WIDTH, _HEIGHT = 760, 300
 _MARGIN = {"l": 74, "r": 150, "t": 8, "b": 52}
 _NOTHING = 1e-12
 """What stands for 0, which a logarithmic axis does not have."""
-_AXIS = {
-    "gridcolor": GRID,
-    "zeroline": False,
-    "showline": True,
-    "linecolor": MUTED,
-    "ticks": "outside",
-    "tickcolor": MUTED,
-}
 
 
 def activation_histogram(
@@ -66,9 +58,9 @@ def activation_histogram(
         height=_HEIGHT + _MARGIN["t"] + _MARGIN["b"],
         margin=_MARGIN,
     )
-    layout["xaxis"] = {**_AXIS, "title": {"text": shown(label), "font": {"size": 13}}}
+    layout["xaxis"] = {**AXIS, "title": {"text": shown(label), "font": {"size": 13}}}
     layout["yaxis"] = {
-        **_AXIS,
+        **AXIS,
         "title": {"text": "share of positions", "font": {"size": 13}},
         "type": "log" if log_y else "linear",
         "tickformat": ".2~%",

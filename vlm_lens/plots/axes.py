@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lens.plots.layout import GRID, MUTED
+from vlm_lens.plots.layout import AXIS
 
 ZERO = 0.5
 """Where k = 0 is drawn: a logarithmic axis has no place of its own for it."""
@@ -15,14 +15,6 @@ ZERO = 0.5
 _FEW = 6
 _PAD = 9
 _ROW = 11
-_LOOK = {
-    "gridcolor": GRID,
-    "zeroline": False,
-    "showline": True,
-    "linecolor": MUTED,
-    "ticks": "outside",
-    "tickcolor": MUTED,
-}
 
 
 def k_axis(last: int) -> dict[str, Any]:
@@ -30,7 +22,7 @@ def k_axis(last: int) -> dict[str, Any]:
     ticks = range(1, last + 1) if last <= _FEW else log_ticks(1.0, last)
     ends = 0.8 * ZERO, 1.1 * max(last, 1) ** 1.03
     return {
-        **_LOOK,
+        **AXIS,
         "type": "log",
         "title": _title("masked neurons k, best-ranked first"),
         "range": [math.log10(end) for end in ends],
@@ -80,7 +72,7 @@ class Scale:
             ticks, labels = [*ticks, self.row((self.rows - 1) / 2)], [*labels, "∞, NaN"]
         ends = self._at_pixel(0), self._at_pixel(self.height)
         return {
-            **_LOOK,
+            **AXIS,
             "type": "log" if self.is_log else "linear",
             "title": _title(title),
             "range": [math.log10(end) for end in ends] if self.is_log else ends,

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from vlm_lens.plots import style
 from vlm_lens.plots.html_figure import ScriptFigure
+from vlm_lens.plots.page import policy
 
 POSITIVE = f"rgb{style.POSITIVE}"
 NEGATIVE = f"rgb{style.NEGATIVE}"
@@ -100,8 +101,6 @@ def page(
         >>> figure.html.count("</script>")  # that of each script
         3
     """
-    from vlm_lens.report.figures import policy  # the page of a report has figures itself
-
     match = _SCRIPT.match(rendered.local_src)
     assert match is not None, "CircuitsVis writes a script behind an element"
     body, script = match[1], match[2]

@@ -15,6 +15,15 @@ from vlm_lens.plots import style
 INK = "#222222"
 MUTED = "#595959"
 GRID = "#e6e8eb"
+AXIS: dict[str, Any] = {
+    "gridcolor": GRID,
+    "zeroline": False,
+    "showline": True,
+    "linecolor": MUTED,
+    "ticks": "outside",
+    "tickcolor": MUTED,
+}
+"""How the axes of charts look."""
 _LINE = 20
 _PIXELS_A_LETTER = 7
 _BUTTONS = 250

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.plots import style
 from vlm_lens.plots.html_figure import HtmlFigure, ScriptFigure
+from vlm_lens.plots.page import DRAW, as_json, library, policy
 from vlm_lens.whole_file import replace_file
 
 if TYPE_CHECKING:
@@ -95,20 +96,16 @@ def _html_page(figure: HtmlFigure, suffix: str) -> str:
 
 
 def _plotly_page(figure: go.Figure) -> str:
-    from vlm_lens.report import figures  # whose pages have figures of this package
-
-    library = figures.library()
-    body = _PLOTLY.format(data=figures.as_json(figure), library=library, draw=figures.DRAW)
+    source = library()
+    body = _PLOTLY.format(data=as_json(figure), library=source, draw=DRAW)
     layout: Any = figure.layout
     title = (layout.title.text or "vlm_lens").split("<br>")[0]
-    return _page(title, body, [library, figures.DRAW], scheme="light", is_escaped=True)
+    return _page(title, body, [source, DRAW], scheme="light", is_escaped=True)
 
 
 def _page(
     title: str, body: str, scripts: list[str], *, scheme: str, is_escaped: bool = False
 ) -> str:
-    from vlm_lens.report.figures import policy
-
     return _PAGE.format(
         scheme=scheme,
         policy=policy(*scripts),

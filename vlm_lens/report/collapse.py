@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from vlm_lens.plots import collapse_curve, text_gallery, where_they_sit
+from vlm_lens.plots.page import as_json
 from vlm_lens.report.environment import render
-from vlm_lens.report.figures import as_json
 from vlm_lens.report.tables import Table, measurements, of_frame, of_parameters, stages, written
 from vlm_lens.report.words import headline, sentences
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_sets import by_layer
-from vlm_lens.report.figures import as_json
+from vlm_lens.plots.page import as_json
 from vlm_lens.report.tables import Table, of_frame
 from vlm_lens.report.words import listing
 

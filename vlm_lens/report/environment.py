@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vlm_lens.report import figures
+from vlm_lens.plots.page import DRAW, library, policy
 from vlm_lens.versions import versions
 
 
@@ -39,7 +39,7 @@ def render(template: str, *, command: str, has_figures: bool, **values: Any) -> 
         HTML that asks for nothing else. Its content security policy forbids requests, and all
         scripts but its own two.
     """
-    scripts = [figures.library(), figures.DRAW] if has_figures else []
+    scripts = [library(), DRAW] if has_figures else []
     return (
         _environment()
         .get_template(template)
@@ -47,7 +47,7 @@ def render(template: str, *, command: str, has_figures: bool, **values: Any) -> 
             **values,
             command=command,
             versions=versions(),
-            policy=figures.policy(*scripts),
+            policy=policy(*scripts),
             scripts=[Markup(script) for script in scripts],
         )
     )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
+from vlm_lens.plots.page import as_json
 from vlm_lens.report import miner_words as words
 from vlm_lens.report.environment import render
-from vlm_lens.report.figures import as_json
 from vlm_lens.report.miner_words import percent
 from vlm_lens.report.tables import NOTHING, Table, of_frame, of_parameters, written
 

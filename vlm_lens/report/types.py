@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.analyses.miner_results import Rows
 from vlm_lens.analyses.neuron_types_result import LABELS
+from vlm_lens.plots.page import as_json
 from vlm_lens.report import types_words as words
 from vlm_lens.report.environment import render
-from vlm_lens.report.figures import as_json
 from vlm_lens.report.miner_words import percent
 from vlm_lens.report.tables import NOTHING, Table, of_frame, of_parameters, written
 

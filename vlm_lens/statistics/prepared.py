@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_lens.data import Sample
 from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.batch import token_strings
-from vlm_lens.inputs.token_kinds import Modality
+from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
 from vlm_lens.masking.examples import Batch, answer_positions, greedy_tokens
 from vlm_lens.model import HookedVLM
@@ -181,17 +181,7 @@ def _decoder_maps(
     """A decoder's sequences: padding, a token to start with, and the answer."""
     special = inputs.token_map[0].special_tokens
     padding = [0] * len(tokens) if mask is None else (mask == 0).sum(1).tolist()
-    maps = []
-    for row, n in zip(tokens.tolist(), padding, strict=True):
-        texts = token_strings(model.tokenizer, row)
-        modality: list[Modality] = ["padding"] * n
-        front = TokenMap(
-            tokens=texts[: n + 1],
-            modality=[*modality, "special"],
-            role=["prompt"] * (n + 1),
-            image_index=[-1] * (n + 1),
-            layouts=[],
-            special_tokens=special,
-        )
-        maps.append(front.extend(texts[n + 1 :]))
-    return maps
+    return [
+        decoder_map(token_strings(model.tokenizer, row), special_tokens=special, n_padding=n)
+        for row, n in zip(tokens.tolist(), padding, strict=True)
+    ]
