@@ -126,3 +126,15 @@ def test_importing_the_library_imports_no_widgets() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_bug_is_told_and_keeps_its_traceback(
+    explorer: Explorer, sent: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(explorer, "_requests", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explorer._on_message(None, {"id": 4}, [])
+    assert sent == [({"id": 4, "error": "RuntimeError: out of memory"}, [])]

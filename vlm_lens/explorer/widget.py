@@ -96,8 +96,10 @@ class Explorer(anywidget.AnyWidget):
         number = asked.get("id")
         try:
             found, buffers = self._requests({k: v for k, v in asked.items() if k != "id"})
-        except Exception as error:  # noqa: BLE001 - whatever it is, the page has to say so
+        except Exception as error:  # whatever it is, the page has to say so
             self.send({"id": number, "error": _sentence(error)})
+            if not isinstance(error, LookupError | ValueError):
+                raise  # a bug, whose traceback belongs below the cell
         else:
             self.send({"id": number, **found}, buffers=buffers)
 
