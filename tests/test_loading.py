@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import Tiny
 from vlm_lens import HookedVLM
-from vlm_lens.architectures.base import ArchitectureError
+from vlm_lens.architectures import ArchitectureError
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from torch import nn
 from transformer_lens.config import TransformerLensConfig
 
 from vlm_lens.architectures import Architecture, StackPaths
-from vlm_lens.architectures.base import config_of, module_at, size_in
+from vlm_lens.architectures.base import config_of, size_in
 from vlm_lens.architectures.components import HookedStack
+from vlm_lens.hooks import Place
+from vlm_lens.hooks.adapters import beneath
 
 
 @dataclass
@@ -50,7 +52,7 @@ def build_config(
         stacks: Its stacks of blocks by name, the language model's under "".
     """
     hf_config: Any = hf_model.config
-    weight = module_at(hf_model, architecture.embed).weight
+    weight = beneath(Place(hf_model, architecture.embed).module).weight
     sizes = {
         name: _stack_sizes(hf_model, paths, stacks[name], weight)
         for name, paths in architecture.parts().items()
@@ -87,7 +89,7 @@ def _stack_sizes(
 ) -> dict[str, Any]:
     config, block = config_of(hf_model, paths.config), stack.blocks[0]
     d_model, n_heads = stack.d_model, size_in(config, "n_heads") or 1
-    rms = not isinstance(block.ln1.hf_module, nn.LayerNorm)
+    rms = not block.ln1.centers
     return {
         "d_model": d_model,
         "d_head": size_in(config, "d_head") or d_model // n_heads,
@@ -104,6 +106,28 @@ def _stack_sizes(
         "dtype": weight.dtype,
         "device": input_device(hf_model, weight),
     }
+
+
+def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: torch.Tensor) -> None:
+    """Bring what can change in a living model up to date: dtype, device and vocabulary.
+
+    Args:
+        cfg: The configuration of the wrapped model.
+        hf_model: The model.
+        weight: Its token embedding.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> _ = model.hf_model.to(torch.bfloat16)
+        >>> model.cfg.dtype
+        torch.bfloat16
+    """
+    device = input_device(hf_model, weight)
+    for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
+        if part is not None:
+            part.dtype, part.device = weight.dtype, device
+    cfg.d_vocab = weight.shape[0]
 
 
 def input_device(hf_model: Any, weight: torch.Tensor) -> str:

@@ -65,7 +65,8 @@ class Generation(ModelInputs):
         # With a static cache transformers compiles the forward on a GPU, without hooks set since.
         hooked = any(tap.has_hooks() for tap in self.hook_dict.values())
         options = {"disable_compile": True, **kwargs} if hooked else kwargs
-        tokens = self.hf_model.generate(**arguments, max_new_tokens=max_new_tokens, **options)
+        with self._run():
+            tokens = self.hf_model.generate(**arguments, max_new_tokens=max_new_tokens, **options)
         if return_type == "tokens":
             return tokens
         answers = self._new_text(tokens, self._prompt_length(arguments))
@@ -81,7 +82,6 @@ class Generation(ModelInputs):
         if "input_ids" not in arguments:
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
         self._check(arguments)
-        self._n_runs += 1
         if "attention_mask" not in arguments:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         return arguments
@@ -140,7 +140,7 @@ class Generation(ModelInputs):
 
         arguments = self._generation_inputs(input, max_new_tokens)
         _check_positions(self.cfg.architecture, arguments["attention_mask"])
-        with self.hooks([(names, keep)]), _followed(self.hf_model) as loop:
+        with self.hooks([(names, keep)]), self._run(), _followed(self.hf_model) as loop:
             out = self.hf_model.generate(
                 **arguments,
                 max_new_tokens=max_new_tokens,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,10 +14,12 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from vlm_lens.hooks import Tap, resolve_names
+from vlm_lens.hooks.answers import HookFunction, check_hook
+from vlm_lens.hooks.checkpointing import same_hooks_in_backward
 from vlm_lens.hooks.heads import HEAD_SITES
 from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.hooks.turns import Turns
 
-HookFunction = Callable[..., Tensor | None]
 Hooks = Sequence[tuple[NamesFilter, HookFunction]]
 Direction = Literal["fwd", "bwd"]
 HooksToSet = tuple[list[Tap], HookFunction, Direction]
@@ -31,7 +33,22 @@ class TapRoot(HookedRootModule):
     """A `HookedRootModule` whose hook points are `Tap`s."""
 
     hook_dict: dict[str, Tap]
-    _n_runs: int = 0
+    hf_model: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._n_runs = 0
+        self._turns = Turns()
+        self._open_levels: set[int] = set()
+
+    @property
+    def context_level(self) -> int:
+        """The highest level of the blocks of hooks that are open, 0 outside of all."""
+        return max(self._open_levels, default=0)
+
+    @context_level.setter
+    def context_level(self, level: int) -> None:
+        """Only the blocks themselves decide on it; `HookedRootModule` starts with 0."""
 
     def setup(self) -> None:
         """Name the taps, and only them: Hugging Face's modules are left as they are."""
@@ -67,6 +84,8 @@ class TapRoot(HookedRootModule):
     ) -> Iterator[Any]:
         """Set hooks for the length of a ``with`` block; they are gone after it, whatever happens.
 
+        The block is its thread's turn: other threads that run the model wait until it ends.
+
         Args:
             fwd_hooks: Pairs of a name, glob, list or predicate, and ``fn(tensor, hook)``. What
                 the function returns, if not None, takes the activation's place.
@@ -76,45 +95,76 @@ class TapRoot(HookedRootModule):
 
         Raises:
             HookNameError: A name matches nothing (before any hook is set).
+            TypeError: What is given is no list of pairs, or a hook is no function of a tensor and
+                ``hook`` (likewise).
 
         Warns:
             HookNeverFiredWarning: The model ran, but a forward hook's tensor never came by.
         """
         wanted = self._resolve(fwd_hooks, bwd_hooks)
-        watched = {tap: tap.fired for taps, _, dir_ in wanted if dir_ == "fwd" for tap in taps}
-        n_runs = self._n_runs
         with self._set(wanted, reset_hooks_end, clear_contexts):
+            watched = {tap: tap.fired for taps, _, dir_ in wanted if dir_ == "fwd" for tap in taps}
+            n_runs = self._n_runs
             yield self
-        if self._n_runs > n_runs:
-            _warn_of_silence([tap for tap, fired in watched.items() if tap.fired == fired])
+            silent = [tap for tap, fired in watched.items() if tap.fired == fired]
+            silent = silent if self._n_runs > n_runs else []
+        _warn_of_silence(silent)
 
     def _resolve(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> list[HooksToSet]:
-        def taps(name: NamesFilter) -> list[Tap]:
-            return [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
-
-        wanted: list[HooksToSet] = [(taps(name), hook, "fwd") for name, hook in fwd_hooks]
-        return wanted + [(taps(name), hook, "bwd") for name, hook in bwd_hooks]
+        wanted: list[HooksToSet] = []
+        directions: tuple[tuple[Hooks, Direction], ...] = ((fwd_hooks, "fwd"), (bwd_hooks, "bwd"))
+        for hooks, direction in directions:
+            for name, hook in _pairs(hooks, f"{direction}_hooks"):
+                taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
+                check_hook(hook, taps[0].name if len(taps) == 1 else str(name))
+                wanted.append((taps, hook, direction))
+        return wanted
 
     @contextmanager
     def _set(
         self, wanted: list[HooksToSet], reset: bool = True, clear_contexts: bool = False
     ) -> Iterator[None]:
         """Add hooks to taps and take them away again; the names are known to be right."""
-        self.context_level += 1
-        level, touched = self.context_level, []
-        try:
-            for taps, hook, direction in wanted:
-                for tap in taps:
-                    touched.append(tap)
-                    tap.add_hook(hook, direction, level=level)
-            yield
-        finally:
-            if reset:
-                for tap in touched:
+        with self._turns, self._level() as level:
+            touched: list[Tap] = []
+            try:
+                for taps, hook, direction in wanted:
+                    for tap in taps:
+                        touched.append(tap)
+                        tap.attach(hook, direction, level=level if reset else None)
+                yield
+            finally:
+                for tap in touched if reset else ():
                     tap.remove_hooks("both", level=level)
-            if clear_contexts:
-                self.clear_contexts()
-            self.context_level -= 1
+                if clear_contexts:
+                    self.clear_contexts()
+
+    @contextmanager
+    def _level(self) -> Iterator[int]:
+        """A level of this block's own, so that it removes its own hooks and no others.
+
+        Blocks need not end in the order they began in: two widgets, or two tasks, do not.
+        """
+        level = max(self._open_levels, default=0) + 1
+        self._open_levels.add(level)
+        try:
+            yield level
+        finally:
+            self._open_levels.remove(level)
+
+    @contextmanager
+    def _run(self) -> Iterator[None]:
+        """One run of the Hugging Face model, in this thread's turn, with taps where it runs."""
+        with self._turns, ExitStack() as stack:
+            self._n_runs += 1
+            wired = [tap for tap in self.hook_dict.values() if tap.wired]
+            if any(tap.moved for tap in wired):
+                for tap in wired:
+                    tap.rewire()
+            if wired and torch.is_grad_enabled():
+                taps = list(self.hook_dict.values())
+                stack.enter_context(same_hooks_in_backward(self.hf_model, taps))
+            yield
 
     def add_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any):
         """As in TransformerLens; globs work, and a name that matches nothing is refused."""
@@ -160,6 +210,19 @@ class TapRoot(HookedRootModule):
         names = resolve_names(names_filter, self.hook_dict)
         fwd = [(name, keep) for name in names]
         return kept, fwd, [(name, keep_gradient) for name in names] if incl_bwd else []
+
+
+def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
+    """Hooks as a list of pairs, or one clear error."""
+    pairs = [] if isinstance(hooks, str | Mapping) else list(hooks)
+    if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        return [(name, hook) for name, hook in pairs]
+    if not pairs and not hooks:
+        return []
+    raise TypeError(
+        f"Expected {argument} to be a list of pairs (name, function), got {hooks!r:.200}. One pair "
+        "has to be in a list too: [(name, function)]."
+    )
 
 
 def _is_language_model(name: str) -> bool:

@@ -19,6 +19,8 @@ from torch import Tensor
 from vlm_lens.architectures.components import HookedNorm, bias_of, readable, weight_of
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
+from vlm_lens.hooks import Place
+from vlm_lens.hooks.adapters import effective
 
 
 class LensSurface(TapRoot):
@@ -30,8 +32,8 @@ class LensSurface(TapRoot):
     blocks: Any
     ln_final: HookedNorm
     decoder: Any
-    _embed: tuple[Any]
-    _unembed: tuple[Any]
+    _embed: Place
+    _unembed: Place
 
     # Tokens ---------------------------------------------------------------------------------
 
@@ -231,16 +233,16 @@ class LensSurface(TapRoot):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding."""
-        return readable(self._embed[0].weight, self._embed[0])
+        return readable(effective(self._embed.module).weight, self._embed.module)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding, without the final norm's weight."""
-        return weight_of(self._unembed[0])
+        return weight_of(self._unembed.module)
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
-        return bias_of(self._unembed[0])
+        return bias_of(self._unembed.module)
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from vlm_lens.architectures import architecture_of
-from vlm_lens.architectures.base import module_at
 from vlm_lens.architectures.checks import check_stacks
 from vlm_lens.architectures.components import HookedAttention, HookedProjector, HookedStack
 from vlm_lens.cache import ActivationCache
-from vlm_lens.config import build_config, input_device
+from vlm_lens.config import HookedVLMConfig, build_config, follow
 from vlm_lens.generation import Generation
+from vlm_lens.hooks import Place
+from vlm_lens.hooks.adapters import beneath, unwrapped
 from vlm_lens.hooks.attention import AttentionProbe, remember_attention
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
@@ -62,13 +63,14 @@ class HookedVLM(Generation):
 
     def __init__(self, hf_model: Any, *, processor: Any = None) -> None:
         super().__init__()
+        hf_model = unwrapped(hf_model)
         self.architecture = architecture_of(
             type(hf_model).__name__, getattr(hf_model, "config", None)
         )
         self.hf_model = hf_model
         self.processor = processor
-        self._embed = (module_at(hf_model, self.architecture.embed),)
-        self._unembed = (module_at(hf_model, self.architecture.unembed),)
+        self._embed = Place(hf_model, self.architecture.embed)
+        self._unembed = Place(hf_model, self.architecture.unembed)
         self._add_components()
         self.setup()
         self._attention: dict[str, AttentionProbe] = {
@@ -85,7 +87,7 @@ class HookedVLM(Generation):
             name: HookedStack(self.hf_model, paths) for name, paths in architecture.parts().items()
         }
         check_stacks(self.hf_model, architecture, stacks)
-        self.cfg = build_config(self.hf_model, architecture, stacks)
+        self._cfg = build_config(self.hf_model, architecture, stacks)
         text = stacks.pop("", None)
         for name in ("vision_encoder", "audio_encoder", "qformer"):
             if name in stacks:
@@ -147,12 +149,11 @@ class HookedVLM(Generation):
         hf_model, processor = load_model_and_processor(name, dtype=dtype, device=device, **kwargs)
         return cls(hf_model, processor=processor)
 
-    def to(self, *args: Any, **kwargs: Any) -> HookedVLM:
-        """As `nn.Module.to`; `cfg` follows."""
-        super().to(*args, **kwargs)
-        weight = self._embed[0].weight
-        self.cfg.dtype, self.cfg.device = weight.dtype, input_device(self.hf_model, weight)
-        return self
+    @property
+    def cfg(self) -> HookedVLMConfig:
+        """Sizes under TransformerLens' names; dtype, device and vocabulary as they are now."""
+        follow(self._cfg, self.hf_model, beneath(self._embed.module).weight)
+        return self._cfg
 
     # Forward ----------------------------------------------------------------------------------
 
@@ -183,8 +184,8 @@ class HookedVLM(Generation):
             )
         arguments = {**self._hf_inputs(input, prepend_bos), **kwargs}
         self._check(arguments)
-        self._n_runs += 1
-        logits = self.hf_model(**arguments).logits
+        with self._run():
+            logits = self.hf_model(**arguments).logits
         if return_type is None:
             return None
         if return_type == "logits":

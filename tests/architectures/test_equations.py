@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.families import FAMILIES, build, example
 from vlm_lens import HookedVLM
-from vlm_lens.architectures.base import module_at
 from vlm_lens.architectures.components import HookedBlock
+from vlm_lens.hooks import Place
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -104,7 +104,7 @@ def test_the_stream_of_the_text_model_becomes_the_logits(family: Family):
     prefix = "decoder." if family.model.cfg.is_encoder_decoder else ""
     root: Any = family.model.decoder if prefix else family.model
     end = family.cache[f"{prefix}ln_final.hook_normalized"] * root.ln_final.w + root.ln_final.b
-    unembed = module_at(family.model.hf_model, family.model.architecture.unembed)
+    unembed = Place(family.model.hf_model, family.model.architecture.unembed).module
     logits = end @ unembed.weight.T
     torch.testing.assert_close(logits, family.logits, rtol=1e-3, atol=1e-3)
 

@@ -15,7 +15,7 @@ from tests.conftest import assert_no_hooks
 from tests.families import FAMILIES, KINDS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
-from vlm_lens.architectures.base import module_at
+from vlm_lens.hooks import Place
 from vlm_lens.masking.replay import Replay, replay_below
 from vlm_lens.masking.row_masks import RowMasks
 
@@ -189,7 +189,7 @@ def test_generated_tokens_are_those_of_plain_runs(family: str, place: str, kind:
 def inner(model: HookedVLM, prefix: str) -> dict[str, nn.Module]:
     """The linear layers in the blocks of a stack."""
     paths = model.architecture.parts()[prefix]
-    blocks = dict(module_at(model.hf_model, paths.blocks).named_modules(prefix=prefix or "text"))
+    blocks = dict(Place(model.hf_model, paths.blocks).module.named_modules(prefix=prefix or "text"))
     return {name: module for name, module in blocks.items() if isinstance(module, nn.Linear)}
 
 

@@ -2,7 +2,6 @@
 
 from vlm_lens.architectures.base import (
     Architecture,
-    ArchitectureError,
     AttentionPaths,
     BlockPaths,
     MLPPaths,
@@ -16,6 +15,7 @@ from vlm_lens.architectures.registry import (
     register_architecture,
     supported_architectures,
 )
+from vlm_lens.hooks import ArchitectureError
 
 __all__ = [
     "BLOCKS",

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
-
 from vlm_lens.geometry import LayoutFunction
 from vlm_lens.hooks.patch_rows import RowIndex
 
@@ -238,32 +236,3 @@ def size_in(config: Any, size: Size) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-class ArchitectureError(TypeError):
-    """A model that vlm_lens has no record of, or whose modules do not match the record."""
-
-
-def module_at(root: nn.Module, path: str) -> Any:
-    """The submodule at a path, typed loosely because Hugging Face modules are.
-
-    Raises:
-        ArchitectureError: There is none; the message says where the path ends.
-    """
-    try:
-        return root.get_submodule(path)
-    except AttributeError as error:
-        raise ArchitectureError(
-            f"Expected {type(root).__name__} to have a module at {path!r}, "
-            f"but it has not: {error}. The model's class is known, its parts are not; "
-            "vlm_lens needs a record for it."
-        ) from error
-
-
-def has_module(root: nn.Module, path: str) -> bool:
-    """Whether there is a submodule at a path."""
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -10,14 +10,14 @@ from typing import Any
 
 from vlm_lens.architectures.base import (
     Architecture,
-    ArchitectureError,
     Size,
     StackPaths,
     config_of,
-    module_at,
     size_in,
 )
 from vlm_lens.architectures.components import HookedBlock, HookedStack
+from vlm_lens.hooks import ArchitectureError, Place
+from vlm_lens.hooks.adapters import beneath
 
 
 def check_stacks(hf_model: Any, architecture: Architecture, stacks: dict[str, HookedStack]) -> None:
@@ -41,9 +41,9 @@ def check_stacks(hf_model: Any, architecture: Architecture, stacks: dict[str, Ho
 
 def _check_vocabulary(hf_model: Any, architecture: Architecture) -> None:
     words = hf_model.config.get_text_config().vocab_size
-    embedded = getattr(module_at(hf_model, architecture.embed), "num_embeddings", 0)
+    embedded = getattr(beneath(Place(hf_model, architecture.embed).module), "num_embeddings", 0)
     _expect(architecture.embed, "words", min(embedded, words), words)  # Mllama has some more
-    predicted = module_at(hf_model, architecture.unembed)
+    predicted = Place(hf_model, architecture.unembed).module
     _expect(architecture.unembed, "words", getattr(predicted, "out_features", 0), words)
 
 

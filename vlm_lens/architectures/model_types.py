@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from vlm_lens.architectures.base import (
-    ArchitectureError,
     AttentionPaths,
     BlockPaths,
     MLPPaths,
 )
 from vlm_lens.architectures.rows import batch_rows
+from vlm_lens.hooks import ArchitectureError
 
 Blocks = BlockPaths | tuple[BlockPaths, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_lens.architectures import blip, qwen_vl
-from vlm_lens.architectures.base import Architecture, ArchitectureError
+from vlm_lens.architectures.base import Architecture
 from vlm_lens.architectures.gemma3 import GEMMA3
 from vlm_lens.architectures.idefics3 import IDEFICS3, SMOLVLM
 from vlm_lens.architectures.internvl import INTERNVL
@@ -17,6 +17,7 @@ from vlm_lens.architectures.mistral3 import MISTRAL3
 from vlm_lens.architectures.mllama import MLLAMA
 from vlm_lens.architectures.paligemma import PALIGEMMA
 from vlm_lens.architectures.qwen2_audio import QWEN2_AUDIO
+from vlm_lens.hooks import ArchitectureError
 
 _RECORDS: list[Architecture] = [
     LLAVA,

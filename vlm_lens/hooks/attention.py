@@ -27,8 +27,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from vlm_lens.hooks.patch_rows import PatchRows, put_rows, show_rows
+from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.shared import Shared
+from vlm_lens.hooks.shared import SharedAt
 from vlm_lens.hooks.tap import Tap, fire, through
 from vlm_lens.hooks.view import heads_view
 
@@ -40,11 +41,11 @@ _active: dict[nn.Module, list[AttentionProbe]] = {}
 """Attention modules with hooks inside, and the probes to fire there; empty when no hook is set."""
 
 
-class AttentionProbe(Shared):
+class AttentionProbe(SharedAt):
     """The taps inside one attention module.
 
     Args:
-        module: A Hugging Face attention module that takes its function from `AttentionInterface`.
+        place: Where the attention module is, which takes its function from `AttentionInterface`.
         rotary: Whether its queries and keys are rotated, so that `rot_q` and `rot_k` exist.
         patch_rows: Shows the sequence in the plain layout, where the model keeps it in another one.
         chunked: Whether the module calls its attention function chunk by chunk.
@@ -52,27 +53,27 @@ class AttentionProbe(Shared):
 
     def __init__(
         self,
-        module: nn.Module,
+        place: Place,
         *,
         rotary: bool,
         patch_rows: PatchRows | None = None,
         chunked: bool = False,
     ) -> None:
-        self.module = module
+        super().__init__(place)
         self.patch_rows, self.chunked = patch_rows, chunked
-        self.rot_q = Tap(self.use) if rotary else None
-        self.rot_k = Tap(self.use) if rotary else None
-        self.scores = Tap(self.use)
-        self.pattern = Tap(self.use)
+        self.rot_q = Tap(self.use, patch_rows=patch_rows) if rotary else None
+        self.rot_k = Tap(self.use, patch_rows=patch_rows) if rotary else None
+        self.scores = Tap(self.use, patch_rows=patch_rows)
+        self.pattern = Tap(self.use, patch_rows=patch_rows)
         self.last_call: Callable[[], tuple[Tensor, Tensor]] | None = None
         self.remembers = False
 
     def _put_in(self) -> None:
         """Name our attention function in the module's configuration."""
-        _active.setdefault(self.module, []).append(self)
-        _use_ours(self.module.config, whole=self.chunked)
         if self.patch_rows is not None:
             self.patch_rows.use()
+        _active.setdefault(self.module, []).append(self)
+        _use_ours(self.module.config, whole=self.chunked)
 
     def _take_out(self) -> None:
         """Give the module its own attention function back."""
@@ -83,6 +84,11 @@ class AttentionProbe(Shared):
             del _active[self.module]
         if not any(module.config is self.module.config for module in _active):
             _use_theirs(self.module.config)
+
+    @property
+    def moved(self) -> bool:
+        """Also when the user has chosen another attention function since."""
+        return super().moved or not _names_ours(self.module.config)
 
     def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire the taps on rotated queries and keys, which hooks see as [batch, pos, head, d]."""
@@ -337,10 +343,14 @@ def _additive_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool
     return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
 
+def _names_ours(config: Any) -> bool:
+    return (config._attn_implementation or "").startswith(_PREFIX)
+
+
 def _use_ours(config: Any, *, whole: bool) -> None:
-    base = config._attn_implementation or "eager"
-    if base.startswith(_PREFIX):
+    if _names_ours(config):
         return
+    base = config._attn_implementation or "eager"
     ours = (_WHOLE if whole else _PREFIX) + base
     AttentionInterface.register(ours, partial(_attention, base=base))
     if base in AttentionMaskInterface():  # a custom function may do without a mask

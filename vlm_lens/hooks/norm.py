@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_lens.hooks.adapters import adapted, running
 from vlm_lens.hooks.patch_rows import PatchRows
+from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.recomputed import unless_changed
-from vlm_lens.hooks.shared import Shared
+from vlm_lens.hooks.shared import SharedAt
 from vlm_lens.hooks.tap import Tap, fire, recomputed_modules
 
 
-class NormProbe(Shared):
+class NormProbe(SharedAt):
     """Computes a norm in the open, ``x / scale`` and then ``* weight + bias``, with two taps.
 
     `scale` is ``sqrt(mean(x ** 2) + eps)``, of the centred x in a LayerNorm, in float32 and
@@ -21,23 +23,28 @@ class NormProbe(Shared):
     as in TransformerLens).
 
     Args:
-        module: The norm.
+        place: Where the norm is.
         offset: What is added to the weight before it is multiplied with (1 in Gemma).
         patch_rows: Shows what the norm works on in the plain layout.
     """
 
     def __init__(
-        self, module: nn.Module, *, offset: float = 0.0, patch_rows: PatchRows | None = None
+        self, place: Place, *, offset: float = 0.0, patch_rows: PatchRows | None = None
     ) -> None:
-        self.module = module
+        super().__init__(place)
         self.offset = offset
         self._view = None if patch_rows is None else patch_rows.view
-        self.centered = isinstance(module, nn.LayerNorm)
         wire = self.use if patch_rows is None else patch_rows.wire(self.use)
-        self.scale, self.normalized = Tap(wire), Tap(wire)
+        self.scale = Tap(wire, patch_rows=patch_rows)
+        self.normalized = Tap(wire, patch_rows=patch_rows)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def _put_in(self) -> None:
+        if adapted(self.module):
+            raise TypeError(
+                f"Expected a norm to look into at {self.place.path!r}, but an adapter is on it: "
+                "merge the adapter (peft's merge_and_unload) to hook its scale."
+            )
         self._handle = self.module.register_forward_hook(self._on_forward, prepend=True)
         recomputed_modules.add(self.module)
 
@@ -53,10 +60,11 @@ class NormProbe(Shared):
     def _recompute(self, x: Tensor) -> tuple[Tensor, bool] | None:
         """The norm with its taps fired, and whether they changed it; None where nothing could."""
         centered = x.float()
-        if self.centered:
+        norm = running(self.module)
+        if centers(norm):
             centered = centered - centered.mean(-1, keepdim=True)
-        norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no temporary of x's size
-        scale = (norm.square() / x.shape[-1] + self.eps).sqrt()
+        length = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no copy of x's size
+        scale = (length.square() / x.shape[-1] + eps_of(norm)).sqrt()
         scale, scale_changed = self._fire(self.scale, scale)
         if not (scale_changed or self.normalized.has_hooks() or centered.requires_grad):
             return None
@@ -75,7 +83,7 @@ class NormProbe(Shared):
         return (self._view.put_back(answer, value) if through else value), changed
 
     def _affine(self, normalized: Tensor) -> Tensor:
-        module: Any = self.module
+        module = running(self.module)
         weight = getattr(module, "weight", None)
         if weight is None:  # a norm without weight and bias
             return normalized
@@ -83,8 +91,12 @@ class NormProbe(Shared):
         bias = getattr(module, "bias", None)
         return weighted if bias is None else weighted + bias
 
-    @property
-    def eps(self) -> float:
-        """The constant that keeps the scale away from zero, whatever the family calls it."""
-        module: Any = self.module
-        return module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+
+def centers(norm: nn.Module) -> bool:
+    """Whether a norm takes the mean away, as a LayerNorm does and an RMSNorm does not."""
+    return isinstance(norm, nn.LayerNorm)
+
+
+def eps_of(norm: Any) -> float:
+    """The constant that keeps a norm's scale away from zero, whatever the family calls it."""
+    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps

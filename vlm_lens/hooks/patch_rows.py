@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from vlm_lens.hooks.shared import Shared
-from vlm_lens.hooks.tap import Removable, Tap, Wire
+from vlm_lens.hooks.place import Place
+from vlm_lens.hooks.shared import SharedAt
+from vlm_lens.hooks.tap import Tap, Wire, Wired
 from vlm_lens.hooks.view import View
 
 NO_ROW = -1
@@ -50,16 +51,16 @@ def put_rows(
     return rows.view(x.shape)
 
 
-class PatchRows(Shared):
+class PatchRows(SharedAt):
     """Shows the tensors of one part of a model in the plain layout.
 
     Args:
-        module: The module whose arguments say how the patches lie.
+        place: Where the module is whose arguments say how the patches lie.
         rows: Works that out from the arguments.
     """
 
-    def __init__(self, module: nn.Module, rows: RowIndex) -> None:
-        self.module = module
+    def __init__(self, place: Place, rows: RowIndex) -> None:
+        super().__init__(place)
         self._rows = rows
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self.index: Int[Tensor, "image patch"] | None = None
@@ -68,8 +69,13 @@ class PatchRows(Shared):
     def wire(self, wire: Wire) -> Wire:
         """A wire that keeps the rows up to date as long as it is in place."""
 
-        def both(tap: Any) -> Removable:
-            return _Both(self.use(), wire(tap))
+        def both(tap: Any) -> Wired:
+            rows = self.use()
+            try:
+                return _Both(rows, wire(tap))
+            except BaseException:
+                rows.remove()
+                raise
 
         return both
 
@@ -98,15 +104,15 @@ class PatchRows(Shared):
         """The index of the forward that is running."""
         if self.index is None:
             raise RuntimeError(
-                f"{type(self.module).__name__} was not run before a hook inside it fired, so the "
+                f"{self.place.path} was not run before a hook inside it fired, so the "
                 "place of its patches is not known."
             )
         return self.index
 
 
 def tap_at(
-    place: Callable[..., Wire],
-    module: nn.Module,
+    what: Callable[..., Wire],
+    place: Place,
     *,
     patch_rows: PatchRows | None,
     view: View | None = None,
@@ -115,29 +121,35 @@ def tap_at(
     """A tap at a place of a module, whose hooks see the plain layout.
 
     Args:
-        place: `output_of`, `input_of` or `shared_input_of`.
-        module: The module.
+        what: `output_of`, `input_of` or `shared_input_of`.
+        place: Where the module is.
         patch_rows: Where each patch lies, in a module that keeps another layout.
         view: What hooks see of a tensor in the plain layout.
-        **options: Passed to `place`.
+        **options: Passed to `what`.
 
     Example:
         >>> from vlm_lens.hooks import output_of
         >>> linear = nn.Linear(2, 2)
-        >>> halves = PatchRows(linear, lambda module, arguments: torch.tensor([[0, 1], [2, 3]]))
-        >>> tap = tap_at(output_of, linear, patch_rows=halves)
+        >>> place = Place(linear)
+        >>> halves = PatchRows(place, lambda module, arguments: torch.tensor([[0, 1], [2, 3]]))
+        >>> tap = tap_at(output_of, place, patch_rows=halves)
         >>> _ = tap.add_hook(lambda tensor, hook: print(tensor.shape))
         >>> _ = linear(torch.zeros(4, 2))
         torch.Size([2, 2, 2])
     """
     if patch_rows is None:
-        return Tap(place(module, view=view, **options))
-    return Tap(patch_rows.wire(place(module, view=patch_rows.view.then(view), **options)))
+        return Tap(what(place, view=view, **options))
+    wire = what(place, view=patch_rows.view.then(view), **options)
+    return Tap(patch_rows.wire(wire), patch_rows=patch_rows)
 
 
 class _Both:
-    def __init__(self, first: Removable, second: Removable) -> None:
-        self._parts = (first, second)
+    def __init__(self, *parts: Wired) -> None:
+        self._parts = parts
+
+    @property
+    def moved(self) -> bool:
+        return any(part.moved for part in self._parts)
 
     def remove(self) -> None:
         for part in self._parts:

@@ -8,28 +8,65 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle
 from transformers.utils import ModelOutput
 
+from vlm_lens.hooks.answers import answer_of, check_hook
+from vlm_lens.hooks.place import Place
+from vlm_lens.hooks.uncompiled import uncompiled
 from vlm_lens.hooks.view import View
 
 
 @runtime_checkable
-class Removable(Protocol):
+class Wired(Protocol):
     """What wiring a tap returns: calling `remove` undoes it."""
 
     def remove(self) -> None: ...
+
+    @property
+    def moved(self) -> bool:
+        """Whether another module has taken the place of the one that the tap is wired into."""
+        ...
 
 
 recomputed_modules: WeakSet[nn.Module] = WeakSet()
 """Modules whose output a probe of ours is about to replace with its own."""
 
-Wire = Callable[["Tap"], Removable]
+Direction = Literal["fwd", "bwd"]
+Wire = Callable[["Tap"], Wired]
+
+
+@dataclass(frozen=True)
+class _At:
+    """A PyTorch hook in the module that was at a place when the tap was wired."""
+
+    place: Place
+    module: nn.Module
+    handle: RemovableHandle
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+    @property
+    def moved(self) -> bool:
+        return self.place.module is not self.module
+
+
+class HeldHooks(NamedTuple):
+    """The hooks of a tap at one time: TransformerLens' handles, and what PyTorch calls."""
+
+    fwd: tuple[LensHandle, ...] = ()
+    bwd: tuple[LensHandle, ...] = ()
+    forward: tuple[tuple[int, Callable], ...] = ()
+    backward: tuple[tuple[int, Callable], ...] = ()
 
 
 class Tap(HookPoint):
@@ -37,10 +74,11 @@ class Tap(HookPoint):
 
     Args:
         wire: Connects the tap to its place and returns a handle that disconnects it.
+        patch_rows: The `PatchRows` by which hooks see its tensor, in a layout of the model's own.
 
     Example:
         >>> linear = nn.Linear(2, 2)
-        >>> tap = Tap(output_of(linear))
+        >>> tap = Tap(output_of(Place(linear)))
         >>> handle = tap.add_hook(lambda tensor, hook: tensor * 0)
         >>> linear(torch.ones(1, 2)).sum().item()
         0.0
@@ -49,10 +87,11 @@ class Tap(HookPoint):
         0
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, patch_rows: Any = None) -> None:
         super().__init__()
         self._wire = wire
-        self._wired: Removable | None = None
+        self._wired: Wired | None = None
+        self.patch_rows = patch_rows
         self.fired = 0
         """How many times the tap's tensor has passed through it."""
 
@@ -64,19 +103,80 @@ class Tap(HookPoint):
         self.fired += 1
         return x
 
-    def add_hook(self, hook: Any, dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any):
-        """As `HookPoint.add_hook`; the first hook wires the tap into the model."""
-        handle: LensHandle = super().add_hook(hook, dir, *args, **kwargs)
-        if self._wired is None:
-            self._wired = self._wire(self)
+    def add_hook(self, hook: Any, dir: Direction = "fwd", *args: Any, **kwargs: Any) -> LensHandle:
+        """As `HookPoint.add_hook`; the first hook wires the tap into the model.
+
+        Raises:
+            TypeError: The hook is no function that can be called as ``hook(tensor, hook=point)``.
+        """
+        check_hook(hook, self.name)
+        return self.attach(hook, dir, *args, **kwargs)
+
+    def attach(self, hook: Any, dir: Direction, *args: Any, **kwargs: Any) -> LensHandle:
+        """As `add_hook`, with a hook that has been checked."""
+        handle = super().add_hook(partial(answer_of, hook), dir, *args, **kwargs)
+        handle.user_hook = hook
+        try:
+            self._follow_hooks()
+        except BaseException:  # a tap whose place is gone keeps no hook that would never fire
+            handle.hook.remove()
+            getattr(self, f"{dir}_hooks").remove(handle)
+            raise
         return handle
 
-    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "fwd", *args: Any, **kwargs: Any):
+    def remove_hooks(self, dir: Direction | Literal["both"] = "fwd", *args: Any, **kwargs: Any):
         """As `HookPoint.remove_hooks`; with the last hook the tap leaves the model."""
         super().remove_hooks(dir, *args, **kwargs)
-        if self._wired is not None and not self.has_hooks():
+        self._follow_hooks()
+
+    @property
+    def held(self) -> HeldHooks:
+        """The hooks that are set."""
+        return HeldHooks(
+            tuple(self.fwd_hooks),
+            tuple(self.bwd_hooks),
+            tuple(self._forward_hooks.items()),
+            tuple(self._backward_hooks.items()),
+        )
+
+    @held.setter
+    def held(self, hooks: HeldHooks) -> None:
+        self.fwd_hooks, self.bwd_hooks = list(hooks.fwd), list(hooks.bwd)
+        for registered, items in (
+            (self._forward_hooks, hooks.forward),
+            (self._backward_hooks, hooks.backward),
+        ):
+            registered.clear()
+            registered.update(items)
+        self._follow_hooks()
+
+    def rewire(self) -> None:
+        """Leave the module that the tap is in for the one that is now at its place."""
+        if self._wired is not None:
             self._wired.remove()
-            self._wired = None
+            self._wired = self._wire(self)
+
+    def _follow_hooks(self) -> None:
+        """Be in the model if there are hooks, else out of it."""
+        if self.has_hooks() == self.wired:
+            return
+        if self._wired is None:
+            self._wired = self._wire(self)
+            uncompiled.use()
+        else:
+            wired, self._wired = self._wired, None
+            uncompiled.remove()
+            wired.remove()
+
+    @property
+    def wired(self) -> bool:
+        """Whether the tap is in the model."""
+        return self._wired is not None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the tap is in a module that is no longer the one at its place."""
+        return self._wired is not None and self._wired.moved
 
 
 def fire(tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
@@ -94,20 +194,23 @@ def fire(tap: Tap, value: Tensor) -> tuple[Tensor, bool]:
     return out, not same_memory or value._version != version
 
 
-def output_of(module: nn.Module, *, view: View | None = None) -> Wire:
+def output_of(place: Place, *, view: View | None = None) -> Wire:
     """Wire a tap to a module's output: a tensor, or the first one of several.
 
     The PyTorch hook is put in front of those already there, so that whatever Hugging Face records
     of this module (hidden states that a projector selects) is what the tap's hooks returned.
     """
 
-    def wire(tap: Tap) -> Removable:
+    def wire(tap: Tap) -> Wired:
+        module = place.module
+
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             answer = through(tap, output if isinstance(output, Tensor) else output[0], view)
             return None if answer is None else _with_first(output, answer)
 
         # A norm that a probe computes again is the probe's own output: the tap comes after it.
-        return module.register_forward_hook(hook, prepend=module not in recomputed_modules)
+        first = module not in recomputed_modules
+        return _At(place, module, module.register_forward_hook(hook, prepend=first))
 
     return wire
 
@@ -121,11 +224,13 @@ def _with_first(output: Any, answer: Tensor) -> Any:
     return (answer, *output[1:])
 
 
-def input_of(module: nn.Module, *, keyword: str | None = None, view: View | None = None) -> Wire:
+def input_of(place: Place, *, keyword: str | None = None, view: View | None = None) -> Wire:
     """Wire a tap to a module's input: its first argument, or the keyword argument of that name."""
-    name = keyword or _first_parameter(module)
 
-    def wire(tap: Tap) -> Removable:
+    def wire(tap: Tap) -> Wired:
+        module = place.module
+        name = keyword or _first_parameter(module)
+
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
             value = args[0] if args else kwargs[name]
             answer = through(tap, value, view)
@@ -133,24 +238,32 @@ def input_of(module: nn.Module, *, keyword: str | None = None, view: View | None
                 return None
             return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
+        return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
     return wire
 
 
 def _first_parameter(module: nn.Module) -> str:
-    return next(iter(inspect.signature(module.forward).parameters))
+    return _first_parameter_of(type(module))
 
 
-def shared_input_of(module: nn.Module, *, view: View | None = None) -> Wire:
+@lru_cache
+def _first_parameter_of(module_class: type[nn.Module]) -> str:
+    _self, first, *_ = inspect.signature(module_class.forward).parameters
+    return first
+
+
+def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
     """Wire a tap to an input that the caller goes on using (a residual stream before its norm).
 
     Replacing the argument would change the norm's input and leave the residual branch as it was.
     So what hooks answer is put into the tensor that both branches share.
     """
-    name = _first_parameter(module)
 
-    def wire(tap: Tap) -> Removable:
+    def wire(tap: Tap) -> Wired:
+        module = place.module
+        name = _first_parameter(module)
+
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             shared = args[0] if args else kwargs[name]
             if torch.is_grad_enabled():
@@ -162,9 +275,9 @@ def shared_input_of(module: nn.Module, *, view: View | None = None) -> Wire:
                 return
             answer = through(tap, shared, view)
             if answer is not None:  # other memory, so that what a cache kept is not overwritten
-                shared.data = answer.to(shared).expand_as(shared)  # fits or fails, like copy_
+                shared.data = answer
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
+        return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
     return wire
 

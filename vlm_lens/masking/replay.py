@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from vlm_lens.architectures.base import module_at
+from vlm_lens.hooks import Place
 from vlm_lens.neurons.neuron import split_name
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def replay_below(model: HookedVLM, names: Sequence[str], *, generating: bool = F
     """
     architecture, parts = model.architecture, model.architecture.parts()
     stacks = {
-        name: list(module_at(model.hf_model, paths.blocks).children())
+        name: list(Place(model.hf_model, paths.blocks).module.children())
         for name, paths in parts.items()
     }
     before_text = [name for name in (*_TOWERS, "qformer") if name in stacks]
@@ -173,9 +173,9 @@ def replay_below(model: HookedVLM, names: Sequence[str], *, generating: bool = F
         kept = [block for name in towers for block in stacks[name][: _lowest(names, name)]]
         return Replay(kept, [])
     projector = architecture.projector
-    kept = [module_at(model.hf_model, projector.module)]
+    kept = [Place(model.hf_model, projector.module).module]
     if projector.deepstack is not None:
-        kept += module_at(model.hf_model, projector.deepstack).children()
+        kept += Place(model.hf_model, projector.deepstack).module.children()
     skipped = [block for name in before_text for block in stacks[name]]
     if not generating and not model.cfg.is_encoder_decoder:
         below = stacks[""][: _lowest(names, "language_model")]

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import einops
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_lens.architectures.base import ArchitectureError, AttentionPaths, module_at
+from vlm_lens.architectures.base import AttentionPaths
 from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
-from vlm_lens.hooks import AttentionProbe, PatchRows, View, heads_view
+from vlm_lens.hooks import (
+    ArchitectureError,
+    AttentionProbe,
+    PatchRows,
+    Place,
+    View,
+    heads_view,
+)
 
 
 class HookedAttention(Component):
@@ -24,24 +31,24 @@ class HookedAttention(Component):
 
     def __init__(
         self,
-        root: nn.Module,
+        root: Place,
         paths: AttentionPaths,
         *,
         n_heads: int,
         n_kv: int,
         patch_rows: PatchRows | None = None,
     ) -> None:
-        module = module_at(root, paths.module)
-        super().__init__(module, patch_rows=patch_rows)
+        place = root.at(paths.module)
+        super().__init__(place, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
-        self._out = (module_at(root, paths.o),)
+        self._out = root.at(paths.o)
         self._projections = _projections(root, paths, n_heads, n_kv)
         q, k, v = self._projections
-        self.hook_q = self.output_tap(q.module, _by_head(q, n_heads))
-        self.hook_k = self.output_tap(k.module, _by_head(k, n_kv))
-        self.hook_v = self.output_tap(v.module, _by_head(v, n_kv))
+        self.hook_q = self.output_tap(q.place, _by_head(q, n_heads))
+        self.hook_k = self.output_tap(k.place, _by_head(k, n_kv))
+        self.hook_v = self.output_tap(v.place, _by_head(v, n_kv))
         self.probe = AttentionProbe(
-            module,
+            place,
             rotary=paths.rotary,
             patch_rows=patch_rows if paths.packed else None,
             chunked=paths.chunked,
@@ -49,7 +56,7 @@ class HookedAttention(Component):
         if self.probe.rot_q is not None and self.probe.rot_k is not None:
             self.hook_rot_q, self.hook_rot_k = self.probe.rot_q, self.probe.rot_k
         self.hook_attn_scores, self.hook_pattern = self.probe.scores, self.probe.pattern
-        self.hook_z = self.input_tap(module_at(root, paths.z or paths.o), heads_view(n_heads))
+        self.hook_z = self.input_tap(root.at(paths.z or paths.o), heads_view(n_heads))
 
     @property
     def widths(self) -> tuple[int, int, int]:
@@ -60,12 +67,12 @@ class HookedAttention(Component):
     @property
     def d_in(self) -> int:
         """Inputs of the output projection."""
-        return self._out[0].in_features
+        return self._out.module.in_features
 
     @property
     def d_out(self) -> int:
         """Outputs of the output projection."""
-        return self._out[0].out_features
+        return self._out.module.out_features
 
     def _by_heads(self, index: int) -> tuple[Projection, int]:
         n_heads = self.n_heads if index == 0 else self.n_key_value_heads
@@ -93,7 +100,7 @@ class HookedAttention(Component):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return einops.rearrange(weight_of(self._out[0]), "(h e) d -> h e d", h=self.n_heads)
+        return einops.rearrange(weight_of(self._out.module), "(h e) d -> h e d", h=self.n_heads)
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
@@ -109,7 +116,7 @@ class HookedAttention(Component):
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        return bias_of(self._out[0])
+        return bias_of(self._out.module)
 
 
 def _by_head(projection: Projection, n_heads: int) -> View:
@@ -118,18 +125,19 @@ def _by_head(projection: Projection, n_heads: int) -> View:
 
 
 def _projections(
-    root: nn.Module, paths: AttentionPaths, n_heads: int, n_kv: int
+    root: Place, paths: AttentionPaths, n_heads: int, n_kv: int
 ) -> tuple[Projection, Projection, Projection]:
     if paths.q is not None and paths.k is not None and paths.v is not None:
-        q, k, v = (module_at(root, path) for path in (paths.q, paths.k, paths.v))
+        q, k, v = (root.at(path) for path in (paths.q, paths.k, paths.v))
         return Projection(q), Projection(k), Projection(v)
     if paths.qkv is None:
         raise ArchitectureError(f"Expected q, k and v or qkv in the record, got {paths}.")
-    fused = module_at(root, paths.qkv)
-    d_head = fused.out_features // (n_heads + 2 * n_kv)
+    fused = root.at(paths.qkv)
+    n_outputs = fused.module.out_features
+    d_head = n_outputs // (n_heads + 2 * n_kv)
     q_end, k_end = n_heads * d_head, (n_heads + n_kv) * d_head
     return (
         Projection(fused, 0, q_end),
         Projection(fused, q_end, k_end),
-        Projection(fused, k_end, fused.out_features),
+        Projection(fused, k_end, n_outputs),
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from vlm_lens.architectures.base import BlockPaths, has_module, module_at
+from vlm_lens.architectures.base import BlockPaths
 from vlm_lens.architectures.components.attention import HookedAttention
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.mlp import HookedMLP
 from vlm_lens.architectures.components.norm import HookedNorm
-from vlm_lens.hooks import PatchRows, Tap
+from vlm_lens.hooks import PatchRows, Place, Tap
 
 
 class HookedBlock(Component):
@@ -22,7 +20,7 @@ class HookedBlock(Component):
     multiplies them with.
 
     Args:
-        module: The Hugging Face block.
+        place: Where the Hugging Face block is.
         paths: Where its parts are.
         n_heads: Number of heads.
         n_kv: Number of heads of keys and values.
@@ -31,7 +29,7 @@ class HookedBlock(Component):
 
     def __init__(
         self,
-        module: nn.Module,
+        place: Place,
         paths: BlockPaths,
         *,
         n_heads: int,
@@ -39,31 +37,30 @@ class HookedBlock(Component):
         patch_rows: PatchRows | None = None,
     ) -> None:
         if paths.rows is not None:
-            patch_rows = PatchRows(module, paths.rows)
-        super().__init__(module, patch_rows=patch_rows)
+            patch_rows = PatchRows(place, paths.rows)
+        super().__init__(place, patch_rows=patch_rows)
         self.norm_offset, self.post_norm = paths.norm_offset, paths.post_norm
-        self.hook_resid_pre = self.input_tap(module)
+        self.hook_resid_pre = self.input_tap(place)
         self.ln1 = self._norm(paths.ln1)
         if paths.attn is not None:
             self.attn = HookedAttention(
-                module, paths.attn, n_heads=n_heads, n_kv=n_kv, patch_rows=patch_rows
+                place, paths.attn, n_heads=n_heads, n_kv=n_kv, patch_rows=patch_rows
             )
             self.hook_attn_out = self._added(paths.ln1_post, paths.attn.o)
         if paths.ln1_post is not None:
             self.ln1_post = self._norm(paths.ln1_post)
-        cross = paths.cross_attn is not None and has_module(module, paths.cross_attn.module)
+        cross = paths.cross_attn is not None and place.at(paths.cross_attn.module).exists
         if cross and paths.ln_cross is not None:
             self.hook_resid_mid = self._stream(paths, before=paths.ln_cross, after=paths.ln1)
             self.ln_cross = self._norm(paths.ln_cross)
         if cross and paths.cross_attn is not None:
-            self.cross_attn = HookedAttention(module, paths.cross_attn, n_heads=n_heads, n_kv=n_kv)
+            self.cross_attn = HookedAttention(place, paths.cross_attn, n_heads=n_heads, n_kv=n_kv)
             self.hook_cross_attn_out = self._added(None, paths.cross_attn.o)
         self._add_mlp(paths)
-        self.hook_resid_post = self.output_tap(module)
+        self.hook_resid_post = self.output_tap(place)
 
     def _add_mlp(self, paths: BlockPaths) -> None:
         """The stream before the MLP, the MLP, and what it adds."""
-        [patch_rows] = self._patch_rows
         crossed = hasattr(self, "ln_cross")
         stream = self._stream(
             paths, before=paths.ln2, after=str(paths.ln_cross) if crossed else paths.ln1
@@ -73,25 +70,22 @@ class HookedBlock(Component):
         else:
             self.hook_resid_mid = stream
         self.ln2 = self._norm(paths.ln2)
-        self.mlp = HookedMLP(self.hf_module, paths.mlp, patch_rows=patch_rows)
+        self.mlp = HookedMLP(self.place, paths.mlp, patch_rows=self.patch_rows)
         self.hook_mlp_out = self._added(paths.ln2_post, paths.mlp.down)
         if paths.ln2_post is not None:
             self.ln2_post = self._norm(paths.ln2_post)
-        if paths.text_mlp is not None and has_module(self.hf_module, paths.text_mlp.down):
-            self.text_mlp = HookedMLP(self.hf_module, paths.text_mlp, patch_rows=patch_rows)
+        if paths.text_mlp is not None and self.place.at(paths.text_mlp.down).exists:
+            self.text_mlp = HookedMLP(self.place, paths.text_mlp, patch_rows=self.patch_rows)
 
     def _norm(self, path: str) -> HookedNorm:
-        [patch_rows] = self._patch_rows
-        return HookedNorm(
-            module_at(self.hf_module, path), offset=self.norm_offset, patch_rows=patch_rows
-        )
+        return HookedNorm(self.place.at(path), offset=self.norm_offset, patch_rows=self.patch_rows)
 
     def _added(self, norm: str | None, linear: str) -> Tap:
         """What attention or MLP adds: its last linear layer's output, or that of a norm after."""
-        return self.output_tap(module_at(self.hf_module, linear if norm is None else norm))
+        return self.output_tap(self.place.at(linear if norm is None else norm))
 
     def _stream(self, paths: BlockPaths, *, before: str, after: str) -> Tap:
         """The stream before the next part's norm or, in BERT, what the last part's norm gives."""
         if paths.post_norm:
-            return self.output_tap(module_at(self.hf_module, after))
-        return self.shared_input_tap(module_at(self.hf_module, before))
+            return self.output_tap(self.place.at(after))
+        return self.shared_input_tap(self.place.at(before))

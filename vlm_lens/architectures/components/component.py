@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_lens.hooks import (
     PatchRows,
+    Place,
     Tap,
     View,
     input_of,
@@ -20,44 +21,48 @@ from vlm_lens.hooks import (
     slice_view,
     tap_at,
 )
+from vlm_lens.hooks.adapters import effective
 from vlm_lens.hooks.tap import Wire
 
 
 class Component(nn.Module):
-    """Taps of one Hugging Face module, which it refers to without owning its parameters.
+    """Taps of one Hugging Face module, which it refers to by its place.
 
     Args:
-        module: The module.
+        place: Where the module is.
         patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
+
+    Raises:
+        ArchitectureError: There is no module.
     """
 
-    def __init__(self, module: nn.Module, *, patch_rows: PatchRows | None = None) -> None:
+    def __init__(self, place: Place, *, patch_rows: PatchRows | None = None) -> None:
         super().__init__()
-        self._referred = (module,)  # in a tuple: not a submodule, so parameters appear once
-        self._patch_rows = (patch_rows,)
+        self.place, self.patch_rows = place, patch_rows
+        _ = place.module
 
     @property
     def hf_module(self) -> Any:
         """The Hugging Face module that the taps of this component are in."""
-        return self._referred[0]
+        return self.place.module
 
-    def output_tap(self, module: nn.Module, view: View | None = None) -> Tap:
+    def output_tap(self, place: Place, view: View | None = None) -> Tap:
         """A tap on a module's output, shown in the plain layout."""
-        return self._tap(output_of, module, view=view)
+        return self._tap(output_of, place, view=view)
 
     def input_tap(
-        self, module: nn.Module, view: View | None = None, *, keyword: str | None = None
+        self, place: Place, view: View | None = None, *, keyword: str | None = None
     ) -> Tap:
         """A tap on a module's input, shown in the plain layout."""
-        return self._tap(input_of, module, view=view, keyword=keyword)
+        return self._tap(input_of, place, view=view, keyword=keyword)
 
-    def shared_input_tap(self, module: nn.Module) -> Tap:
+    def shared_input_tap(self, place: Place) -> Tap:
         """A tap on an input that its caller goes on using, shown in the plain layout."""
-        return self._tap(shared_input_of, module)
+        return self._tap(shared_input_of, place)
 
-    def _tap(self, place: Callable[..., Wire], module: nn.Module, **options: Any) -> Tap:
-        [patch_rows] = self._patch_rows
-        return tap_at(place, module, patch_rows=patch_rows, **options)
+    def _tap(self, what: Callable[..., Wire], place: Place, **options: Any) -> Tap:
+        _ = place.module  # a wrong path is refused when the model is wrapped
+        return tap_at(what, place, patch_rows=self.patch_rows, **options)
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,19 @@ class Projection:
     """A linear layer, or a part of the outputs of one that does several things at once.
 
     Attributes:
-        module: The linear layer.
+        place: Where the linear layer is.
         start: First output that belongs to the projection.
         stop: One after the last; None for all of them.
     """
 
-    module: Any
+    place: Place
     start: int = 0
     stop: int | None = None
+
+    @property
+    def module(self) -> Any:
+        """The linear layer."""
+        return self.place.module
 
     @property
     def n_outputs(self) -> int:
@@ -96,10 +106,14 @@ class Projection:
 def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
     """A linear layer's weight, to be multiplied from the right as in TransformerLens.
 
+    Of a layer with adapters (LoRA and others of peft's), it is the weight that the layer computes
+    with: a copy with the active adapters merged in.
+
     Raises:
-        TypeError: The weight is quantised, or not in memory.
+        TypeError: The weight is quantised, or not in memory, or an adapter is no change of weights.
     """
-    return readable(linear.weight, linear).T
+    layer = effective(linear)
+    return readable(layer.weight, layer).T
 
 
 def readable(weight: Tensor, module: nn.Module) -> Tensor:
@@ -124,8 +138,9 @@ def readable(weight: Tensor, module: nn.Module) -> Tensor:
 
 
 def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
-    """A linear layer's bias, or zeros where it has none."""
-    if linear.bias is not None:
-        return readable(linear.bias, linear)
-    weight = weight_of(linear)
+    """A linear layer's bias, adapters included, or zeros where it has none."""
+    layer = effective(linear)
+    if layer.bias is not None:
+        return readable(layer.bias, layer)
+    weight = readable(layer.weight, layer).T
     return torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_lens.architectures.base import ArchitectureError, MLPPaths, module_at
+from vlm_lens.architectures.base import MLPPaths
 from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
-from vlm_lens.hooks import PatchRows
+from vlm_lens.hooks import ArchitectureError, PatchRows, Place
 
 
 class HookedMLP(Component):
@@ -22,16 +20,16 @@ class HookedMLP(Component):
     """
 
     def __init__(
-        self, root: nn.Module, paths: MLPPaths, *, patch_rows: PatchRows | None = None
+        self, root: Place, paths: MLPPaths, *, patch_rows: PatchRows | None = None
     ) -> None:
-        down = module_at(root, paths.down)
+        down = root.at(paths.down)
         super().__init__(down, patch_rows=patch_rows)
         self._gate, self._up = _projections(root, paths)
         first = self._up if self._gate is None else self._gate
-        self.hook_pre = self.output_tap(first.module, first.view)
+        self.hook_pre = self.output_tap(first.place, first.view)
         if self._gate is not None and paths.act is not None:
-            self.hook_act = self.output_tap(module_at(root, paths.act))
-            self.hook_pre_linear = self.output_tap(self._up.module, self._up.view)
+            self.hook_act = self.output_tap(root.at(paths.act))
+            self.hook_pre_linear = self.output_tap(self._up.place, self._up.view)
         self.hook_post = self.input_tap(down)
 
     @property
@@ -73,12 +71,12 @@ class HookedMLP(Component):
         return bias_of(self.hf_module)
 
 
-def _projections(root: nn.Module, paths: MLPPaths) -> tuple[Projection | None, Projection]:
+def _projections(root: Place, paths: MLPPaths) -> tuple[Projection | None, Projection]:
     if paths.gate_up is not None:
-        fused: Any = module_at(root, paths.gate_up)
-        half = fused.out_features // 2
+        fused = root.at(paths.gate_up)
+        half = fused.module.out_features // 2
         return Projection(fused, 0, half), Projection(fused, half, 2 * half)
     if paths.up is None:
         raise ArchitectureError(f"Expected up or gate_up in the record, got {paths}.")
-    gate = None if paths.gate is None else Projection(module_at(root, paths.gate))
-    return gate, Projection(module_at(root, paths.up))
+    gate = None if paths.gate is None else Projection(root.at(paths.gate))
+    return gate, Projection(root.at(paths.up))

@@ -8,18 +8,16 @@ from typing import Any
 from torch import nn
 
 from vlm_lens.architectures.base import (
-    ArchitectureError,
     BlockPaths,
     StackPaths,
     config_of,
-    module_at,
     size_in,
 )
 from vlm_lens.architectures.components.block import HookedBlock
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.norm import HookedNorm
 from vlm_lens.architectures.model_types import blocks_of
-from vlm_lens.hooks import PatchRows, Tap
+from vlm_lens.hooks import ArchitectureError, PatchRows, Place, Tap
 
 
 class HookedStack(Component):
@@ -35,20 +33,20 @@ class HookedStack(Component):
     output_layer: int | None = None
 
     def __init__(self, hf_model: nn.Module, paths: StackPaths) -> None:
-        blocks = list(module_at(hf_model, paths.blocks).children())
+        model = Place(hf_model)
+        names = [name for name, _ in model.at(paths.blocks).module.named_children()]
         patch_rows = None
         if paths.rows is not None:
-            patch_rows = PatchRows(module_at(hf_model, paths.rows_from), paths.rows)
-        start = module_at(hf_model, paths.start or f"{paths.blocks}.0")
-        super().__init__(start, patch_rows=patch_rows)
+            patch_rows = PatchRows(model.at(paths.rows_from), paths.rows)
+        super().__init__(model.at(paths.start or f"{paths.blocks}.0"), patch_rows=patch_rows)
         keyword = "inputs_embeds" if paths.start else None
-        self.hook_embed = self.input_tap(self.hf_module, keyword=keyword)
-        self._blocks = tuple(blocks)
-        self.blocks = nn.ModuleList(self._build(hf_model, paths, blocks))
+        self.hook_embed = self.input_tap(self.place, keyword=keyword)
+        places = [model.at(f"{paths.blocks}.{name}") for name in names]
+        self.blocks = nn.ModuleList(self._build(hf_model, paths, places))
         for name, inner in paths.sub_stacks.items():
             self.add_module(name, HookedStack(hf_model, inner))
         if paths.ln_final is not None:
-            norm = module_at(hf_model, paths.ln_final)
+            norm = model.at(paths.ln_final)
             offset = self.blocks[0].norm_offset
             self.ln_final = HookedNorm(norm, offset=offset, patch_rows=patch_rows)
         self._add_output(hf_model, paths)
@@ -56,9 +54,9 @@ class HookedStack(Component):
     def _add_output(self, hf_model: Any, paths: StackPaths) -> None:
         """What an encoder hands on, wherever the record says that it leaves."""
         if paths.output is not None:
-            self.hook_out = self.output_tap(module_at(hf_model, paths.output))
+            self.hook_out = self.output_tap(Place(hf_model, paths.output))
         elif paths.handed_to is not None:
-            self.hook_out = self.input_tap(module_at(hf_model, paths.handed_to))
+            self.hook_out = self.input_tap(Place(hf_model, paths.handed_to))
         elif paths.output_layer is not None:
             self.output_layer = paths.output_layer(hf_model.config)
             self.hook_out = self._state(self.output_layer)
@@ -66,7 +64,7 @@ class HookedStack(Component):
     @property
     def hf_block(self) -> nn.Module:
         """The first of the Hugging Face blocks."""
-        return self._blocks[0]
+        return self.blocks[0].hf_module
 
     @property
     def d_model(self) -> int:
@@ -74,25 +72,24 @@ class HookedStack(Component):
         return self.blocks[0].mlp.d_model
 
     def _build(
-        self, hf_model: Any, paths: StackPaths, blocks: list[nn.Module]
+        self, hf_model: Any, paths: StackPaths, places: list[Place]
     ) -> Iterable[HookedBlock]:
         config = config_of(hf_model, paths.config)
         n_heads = size_in(config, "n_heads")
         if n_heads is None:
             raise ArchitectureError(f"Expected {paths.config} to state its number of heads.")
-        [patch_rows] = self._patch_rows
-        for block in blocks:
+        for place in places:
             yield HookedBlock(
-                block,
-                _fitting(block, paths.block or blocks_of(config), where=paths.blocks),
+                place,
+                _fitting(place.module, paths.block or blocks_of(config), where=paths.blocks),
                 n_heads=n_heads,
                 n_kv=size_in(config, "n_key_value_heads") or n_heads,
-                patch_rows=patch_rows,
+                patch_rows=self.patch_rows,
             )
 
     def _state(self, layer: int) -> Tap:
         """Hidden state i leaves block i - 1; state 0 is what enters the first block."""
-        blocks = self._blocks
+        blocks = [block.place for block in self.blocks]
         if not 0 <= layer <= len(blocks):
             raise ArchitectureError(
                 f"Expected the encoder's output to be one of its hidden states 0 to {len(blocks)}, "
