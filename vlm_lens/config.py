@@ -141,9 +141,10 @@ def input_device(hf_model: Any, weight: torch.Tensor) -> str:
         >>> input_device(nn.Linear(2, 2), torch.zeros(2, 2))
         'cpu'
     """
-    if not weight.is_meta:
+    device_map = getattr(hf_model, "hf_device_map", None)
+    if device_map is None or not weight.is_meta:
         return str(weight.device)
-    devices = [device for device in hf_model.hf_device_map.values() if device not in _STORES]
+    devices = [device for device in device_map.values() if device not in _STORES]
     return str(torch.device(devices[0])) if devices else "cpu"
 
 

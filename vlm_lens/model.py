@@ -16,7 +16,7 @@ from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_stacks
 from vlm_lens.architectures.components import HookedAttention, HookedProjector, HookedStack
 from vlm_lens.cache import ActivationCache
-from vlm_lens.config import HookedVLMConfig, build_config, follow
+from vlm_lens.config import build_config, follow
 from vlm_lens.generation import Generation
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import beneath, unwrapped
@@ -150,7 +150,7 @@ class HookedVLM(Generation):
         return cls(hf_model, processor=processor)
 
     @property
-    def cfg(self) -> HookedVLMConfig:
+    def cfg(self) -> Any:  # a HookedVLMConfig, of which TransformerLens makes most sizes optional
         """Sizes under TransformerLens' names; dtype, device and vocabulary as they are now."""
         follow(self._cfg, self.hf_model, beneath(self._embed.module).weight)
         return self._cfg

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +13,15 @@ from PIL import Image
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vlm_lens.architectures.components import Component
+from vlm_lens.architectures.components.component import Projection
+from vlm_lens.hooks.uncompiled import uncompiled
+
 if TYPE_CHECKING:
     from vlm_lens.model import HookedVLM
 
-ROW_SUM_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""How far a row of a pattern may be from one; 0.02 in half precision."""
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""How far sums of a dtype may be from what they should be, as a share of it; 0.02 in half."""
 
 
 class VerificationError(AssertionError):
@@ -32,33 +37,41 @@ class Verification:
         unread: Hook points whose values nothing reads, with the reason.
         absent: Hook points whose tensor does not come by on such an input, with the reason.
         largest_row_error: How far any row of an attention pattern is from a sum of one.
+        n_weights: Number of linear layers whose weights (`W_in` ...) were held against the run.
+        unreadable: Weights that cannot be read (quantised, offloaded), with the reason.
     """
 
     n_points: int
     unread: dict[str, str]
     absent: dict[str, str]
     largest_row_error: float
+    n_weights: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
             f"{self.n_points} hook points; logits equal Hugging Face's, bit for bit, with a hook "
             "on each.",
             f"Rows of attention patterns sum to one within {self.largest_row_error:.1e}.",
+            f"The weights of {self.n_weights} linear layers are those that the model ran with.",
         ]
-        for title, names in (("Read by nothing", self.unread), ("Not on this input", self.absent)):
+        of_points = (("Read by nothing", self.unread), ("Not on this input", self.absent))
+        for title, names in (*of_points, ("Weights not readable", self.unreadable)):
             for reason in dict.fromkeys(names.values()):
                 of_reason = [name for name, why in names.items() if why == reason]
                 shown = ", ".join(of_reason[:3]) + (", ..." if len(of_reason) > 3 else "")
-                lines.append(f"{title}: {len(of_reason)} points, {reason} ({shown}).")
+                lines.append(f"{title}: {len(of_reason)}, {reason} ({shown}).")
         return "\n".join(lines)
 
 
 def verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
-    """Runs a model three times and checks every hook point.
+    """Runs a model three times and checks every hook point and every weight.
 
     Hook points must fire; the logits must equal Hugging Face's with a reading hook on each; rows of
-    patterns must sum to one; and the gradient of the logits must reach each hook point, which is to
-    say that writing there changes the output.
+    patterns must sum to one; the gradient of the logits must reach each hook point, which is to say
+    that writing there changes the output; linear layers must have computed with the weights that
+    the model shows of them; and the configuration must say what the model is now. The model is
+    verified as it is used: in evaluation mode, and uncompiled, as it runs where hooks are set.
 
     Args:
         model: The model.
@@ -67,17 +80,39 @@ def verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
     Raises:
         VerificationError: Something is not as it should be; the message lists what.
     """
+    with _as_used(model):
+        return _verify(model, inputs)
+
+
+@contextmanager
+def _as_used(model: HookedVLM) -> Iterator[None]:
+    """In evaluation mode, and uncompiled."""
+    training = model.training
+    handle = uncompiled.use()
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
+        handle.remove()
+
+
+def _verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
     fired: dict[str, int] = {}
+    stream: list[Tensor] = []
     row_error = 0.0
 
     def read(tensor: Tensor, hook: HookPoint) -> None:
         nonlocal row_error
         fired[str(hook.name)] = fired.get(str(hook.name), 0) + 1
+        if hook.name in ("hook_embed", "decoder.hook_embed"):
+            stream.append(tensor)
         if str(hook.name).endswith("hook_pattern"):
             row_error = max(row_error, _row_error(tensor))
 
     with torch.no_grad():
-        expected = model.hf_model(**inputs).logits
+        with _watched(model) as weights:
+            expected = model.hf_model(**inputs).logits
         read_only = model.run_with_hooks(inputs, fwd_hooks=[(list(model.hook_dict), read)])
     silent = [name for name in model.hook_dict if name not in fired]
     unread = _without_gradient(model, inputs, list(fired))
@@ -86,19 +121,97 @@ def verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
     problems += [f"{name}: writing changes nothing" for name in unread if reasons[name] is None]
     if not torch.equal(expected, read_only):
         problems.append("reading all hook points changed the logits")
-    if row_error > ROW_SUM_TOLERANCE.get(expected.dtype, 0.02):
+    if row_error > TOLERANCE.get(expected.dtype, 0.02):
         problems.append(f"rows of attention patterns miss a sum of one by up to {row_error:.2g}")
+    problems += weights.problems(TOLERANCE.get(expected.dtype, 0.02))
+    problems += _untrue(model, stream[0], expected)
     if problems:
         raise VerificationError(
-            f"{len(problems)} of {len(model.hook_dict)} hook points of {model.cfg.architecture} "
-            "are not what they are called:\n" + "\n".join(problems[:20])
+            f"{len(problems)} hook points, weights or sizes of {model.cfg.architecture}, which has "
+            f"{len(model.hook_dict)} hook points, are not what they are called:\n"
+            + "\n".join(problems[:20])
         )
     return Verification(
         n_points=len(model.hook_dict),
         unread={name: str(reasons[name]) for name in unread},
         absent={name: str(reasons[name]) for name in silent},
         largest_row_error=row_error,
+        n_weights=len(weights.errors),
+        unreadable=weights.unreadable,
     )
+
+
+class _Weights:
+    """What linear layers computed, against what their weights say."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, float] = {}
+        self.unreadable: dict[str, str] = {}
+
+    @torch.no_grad()
+    def hold(self, name: str, projection: Projection, x: Tensor, output: Tensor) -> None:
+        """Compute the first rows once more, with the weights that the component shows."""
+        x = x.flatten(0, -2)[:_ROWS]
+        found = output.flatten(0, -2)[:_ROWS, projection.start : projection.stop].float()
+        try:
+            said = (x.to(projection.weight.dtype) @ projection.weight + projection.bias).float()
+        except TypeError as error:
+            self.unreadable[name] = str(error).split(":")[0]
+            return
+        scale = found.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        self.errors[name] = float((said - found).abs().max() / scale)
+
+    def problems(self, tolerance: float) -> list[str]:
+        """One line for each weight that is not what the model ran with."""
+        return [
+            f"{name}: the model did not compute with it (off by {error:.2g} of the largest output)"
+            for name, error in self.errors.items()
+            if not error <= tolerance
+        ]
+
+
+_ROWS = 8
+
+
+@contextmanager
+def _watched(model: HookedVLM) -> Iterator[_Weights]:
+    """Hold every linear layer that runs in this block against the weights shown of it."""
+    weights = _Weights()
+    projections = {
+        f"{name}.{weight}".lstrip("."): projection
+        for name, component in model.named_modules()
+        if isinstance(component, Component)
+        for weight, projection in component.projections.items()
+    }
+    projections["W_U"] = Projection(model._unembed)
+    with ExitStack() as stack:
+        for name, projection in projections.items():
+
+            def hold(
+                _module: Any,
+                args: tuple,
+                output: Tensor,
+                name: str = name,
+                projection: Projection = projection,
+            ) -> None:
+                weights.hold(name, projection, args[0], output)
+
+            stack.enter_context(projection.module.register_forward_hook(hold))
+        yield weights
+
+
+def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:
+    """What the configuration says otherwise than the residual stream and the logits are."""
+    cfg, words = model.cfg, model._unembed.module.weight.shape[0]
+    pairs = {
+        "cfg.dtype": (cfg.dtype, stream.dtype),
+        "cfg.device": (str(cfg.device), str(stream.device)),
+        "cfg.d_model": (cfg.d_model, stream.shape[-1]),
+        "the number of words of W_U": (words, logits.shape[-1]),
+    }
+    return [
+        f"{what} is {said}, not {found}" for what, (said, found) in pairs.items() if said != found
+    ]
 
 
 def _row_error(pattern: Tensor) -> float:

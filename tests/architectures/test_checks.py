@@ -245,7 +245,7 @@ def test_a_path_to_nowhere_is_named():
 def test_a_path_to_nowhere_in_a_block_is_named():
     hf = model()
     with_text_block(hf, replace(LLAMA, ln2="norm2"))
-    assert "MistralDecoderLayer to have a module at 'norm2'" in refusal(hf)
+    assert "MistralDecoderLayer has no module 'norm2'" in refusal(hf)
 
 
 def test_blocks_that_no_table_fits():

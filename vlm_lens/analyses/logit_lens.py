@@ -256,7 +256,7 @@ class _Decoder:
         return float((self._logits(state).float().to(own.device) - own).abs().max())
 
     def _logits(self, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        norm, [unembed] = self._model.ln_final, self._model._unembed
+        norm, unembed = self._model.ln_final, self._model._unembed.module
         logits = unembed(norm(states))
         if self._cap:
             logits = torch.tanh(logits / self._cap) * self._cap
@@ -267,7 +267,7 @@ class _Decoder:
     ) -> tuple[Int[Tensor, "pos k"], Float[Tensor, "pos k"], Float[Tensor, "pos followed"]]:
         """The most probable tokens, their probabilities, and those of other tokens; on the CPU."""
         found = []
-        for some in states.split(max(1, _AT_ONCE // self._model.W_U.shape[1])):
+        for some in states.split(max(1, _AT_ONCE // self._model.cfg.d_vocab)):
             shares = self._logits(some).float().softmax(-1)
             values, tokens = shares.topk(k)
             found.append((tokens.cpu(), values.cpu(), shares[:, followed].cpu()))

@@ -42,7 +42,7 @@ def unwrapped(hf_model: Any) -> Any:
     return model.get_base_model()
 
 
-def running(module: nn.Module) -> Any:
+def running(module: Any) -> Any:
     """The module that computes what another one gives: of a trained copy and an original, one.
 
     Args:
@@ -63,7 +63,7 @@ def running(module: nn.Module) -> Any:
     return module.modules_to_save[chosen[0]]
 
 
-def beneath(module: nn.Module) -> Any:
+def beneath(module: Any) -> Any:
     """The layer beneath the adapters on it, for its sizes and its kind.
 
     Args:
@@ -77,13 +77,13 @@ def beneath(module: nn.Module) -> Any:
     return module.get_base_layer() if adapted(module) else module
 
 
-def adapted(module: nn.Module) -> bool:
+def adapted(module: Any) -> bool:
     """Whether an adapter (LoRA or another one of peft's) is on a layer."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     return tuners is not None and isinstance(module, tuners.BaseTunerLayer)
 
 
-def effective(module: nn.Module) -> Any:
+def effective(module: Any) -> Any:
     """A layer with the weights that it computes with, adapters included.
 
     Args:
@@ -104,7 +104,7 @@ def effective(module: nn.Module) -> Any:
     module = running(module)
     if not adapted(module):
         return module
-    tuner: Any = module
+    tuner = module
     base = tuner.get_base_layer()
     merged, active = set(tuner.merged_adapters), set(tuner.active_adapters)
     wanted = set() if tuner.disable_adapters else active & tuner._get_available_adapters()

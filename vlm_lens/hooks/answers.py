@@ -24,9 +24,9 @@ def check_hook(hook: Any, name: str | None) -> None:
         TypeError: It cannot be called so.
 
     Example:
-        >>> check_hook(lambda tensor: tensor, "hook_embed")
+        >>> check_hook(3, "hook_embed")
         Traceback (most recent call last):
-        TypeError: Expected a hook function fn(tensor, hook) for 'hook_embed', but <lambda> ...
+        TypeError: Expected a hook function fn(tensor, hook) for 'hook_embed', got 3.
     """
     if not callable(hook):
         raise TypeError(f"Expected a hook function fn(tensor, hook) for {name!r}, got {hook!r}.")

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.architectures.base import AttentionPaths
-from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
+from vlm_lens.architectures.components.component import Component, Projection
 from vlm_lens.hooks import (
     ArchitectureError,
     AttentionProbe,
@@ -41,9 +41,8 @@ class HookedAttention(Component):
         place = root.at(paths.module)
         super().__init__(place, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
-        self._out = root.at(paths.o)
-        self._projections = _projections(root, paths, n_heads, n_kv)
-        q, k, v = self._projections
+        q, k, v = _projections(root, paths, n_heads, n_kv)
+        self.projections = {"W_Q": q, "W_K": k, "W_V": v, "W_O": Projection(root.at(paths.o))}
         self.hook_q = self.output_tap(q.place, _by_head(q, n_heads))
         self.hook_k = self.output_tap(k.place, _by_head(k, n_kv))
         self.hook_v = self.output_tap(v.place, _by_head(v, n_kv))
@@ -61,62 +60,56 @@ class HookedAttention(Component):
     @property
     def widths(self) -> tuple[int, int, int]:
         """Outputs of the projections of queries, keys and values, all heads together."""
-        q, k, v = (projection.n_outputs for projection in self._projections)
+        q, k, v = (self.projections[name].n_outputs for name in ("W_Q", "W_K", "W_V"))
         return q, k, v
 
     @property
     def d_in(self) -> int:
         """Inputs of the output projection."""
-        return self._out.module.in_features
+        return self.projections["W_O"].module.in_features
 
     @property
     def d_out(self) -> int:
         """Outputs of the output projection."""
-        return self._out.module.out_features
+        return self.projections["W_O"].module.out_features
 
-    def _by_heads(self, index: int) -> tuple[Projection, int]:
-        n_heads = self.n_heads if index == 0 else self.n_key_value_heads
-        return self._projections[index], n_heads
+    def _weight(self, name: str, n_heads: int) -> Float[Tensor, "head d_model d_head"]:
+        return einops.rearrange(self.projections[name].weight, "d (h e) -> h d e", h=n_heads)
 
-    def _weight(self, index: int) -> Float[Tensor, "head d_model d_head"]:
-        projection, n_heads = self._by_heads(index)
-        return einops.rearrange(projection.weight, "d (h e) -> h d e", h=n_heads)
-
-    def _bias(self, index: int) -> Float[Tensor, "head d_head"]:
-        projection, n_heads = self._by_heads(index)
-        return projection.bias.unflatten(0, (n_heads, -1))
+    def _bias(self, name: str, n_heads: int) -> Float[Tensor, "head d_head"]:
+        return self.projections[name].bias.unflatten(0, (n_heads, -1))
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._weight(0)
+        return self._weight("W_Q", self.n_heads)
 
     @property
     def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return self._weight(1)
+        return self._weight("W_K", self.n_key_value_heads)
 
     @property
     def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return self._weight(2)
+        return self._weight("W_V", self.n_key_value_heads)
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return einops.rearrange(weight_of(self._out.module), "(h e) d -> h e d", h=self.n_heads)
+        return einops.rearrange(self.projections["W_O"].weight, "(h e) d -> h e d", h=self.n_heads)
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return self._bias(0)
+        return self._bias("W_Q", self.n_heads)
 
     @property
     def b_K(self) -> Float[Tensor, "kv_head d_head"]:
-        return self._bias(1)
+        return self._bias("W_K", self.n_key_value_heads)
 
     @property
     def b_V(self) -> Float[Tensor, "kv_head d_head"]:
-        return self._bias(2)
+        return self._bias("W_V", self.n_key_value_heads)
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        return bias_of(self._out.module)
+        return self.projections["W_O"].bias
 
 
 def _by_head(projection: Projection, n_heads: int) -> View:

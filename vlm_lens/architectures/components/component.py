@@ -28,6 +28,9 @@ from vlm_lens.hooks.tap import Wire
 class Component(nn.Module):
     """Taps of one Hugging Face module, which it refers to by its place.
 
+    Attributes:
+        projections: The linear layers whose weights it shows, by the name of the weight.
+
     Args:
         place: Where the module is.
         patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
@@ -39,6 +42,7 @@ class Component(nn.Module):
     def __init__(self, place: Place, *, patch_rows: PatchRows | None = None) -> None:
         super().__init__()
         self.place, self.patch_rows = place, patch_rows
+        self.projections: dict[str, Projection] = {}
         _ = place.module
 
     @property

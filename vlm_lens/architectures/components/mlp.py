@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.architectures.base import MLPPaths
-from vlm_lens.architectures.components.component import Component, Projection, bias_of, weight_of
+from vlm_lens.architectures.components.component import Component, Projection
 from vlm_lens.hooks import ArchitectureError, PatchRows, Place
 
 
@@ -24,22 +24,23 @@ class HookedMLP(Component):
     ) -> None:
         down = root.at(paths.down)
         super().__init__(down, patch_rows=patch_rows)
-        self._gate, self._up = _projections(root, paths)
-        first = self._up if self._gate is None else self._gate
+        self.projections = {**_first_layers(root, paths), "W_out": Projection(down)}
+        up = self.projections["W_in"]
+        first = self.projections.get("W_gate", up)
         self.hook_pre = self.output_tap(first.place, first.view)
-        if self._gate is not None and paths.act is not None:
+        if self.gated and paths.act is not None:
             self.hook_act = self.output_tap(root.at(paths.act))
-            self.hook_pre_linear = self.output_tap(self._up.place, self._up.view)
+            self.hook_pre_linear = self.output_tap(up.place, up.view)
         self.hook_post = self.input_tap(down)
 
     @property
     def gated(self) -> bool:
-        return self._gate is not None
+        return "W_gate" in self.projections
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream that the MLP reads."""
-        return self._up.module.in_features
+        return self.projections["W_in"].module.in_features
 
     @property
     def d_mlp(self) -> int:
@@ -48,35 +49,36 @@ class HookedMLP(Component):
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
-        return self._up.weight
+        return self.projections["W_in"].weight
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:
-        return None if self._gate is None else self._gate.weight
+        return self.projections["W_gate"].weight if self.gated else None
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
-        return weight_of(self.hf_module)
+        return self.projections["W_out"].weight
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
-        return self._up.bias
+        return self.projections["W_in"].bias
 
     @property
     def b_gate(self) -> Float[Tensor, " d_mlp"] | None:
-        return None if self._gate is None else self._gate.bias
+        return self.projections["W_gate"].bias if self.gated else None
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
-        return bias_of(self.hf_module)
+        return self.projections["W_out"].bias
 
 
-def _projections(root: Place, paths: MLPPaths) -> tuple[Projection | None, Projection]:
+def _first_layers(root: Place, paths: MLPPaths) -> dict[str, Projection]:
+    """The linear layer in front of the neurons, or both of a gated MLP."""
     if paths.gate_up is not None:
         fused = root.at(paths.gate_up)
         half = fused.module.out_features // 2
-        return Projection(fused, 0, half), Projection(fused, half, 2 * half)
+        return {"W_gate": Projection(fused, 0, half), "W_in": Projection(fused, half, 2 * half)}
     if paths.up is None:
         raise ArchitectureError(f"Expected up or gate_up in the record, got {paths}.")
-    gate = None if paths.gate is None else Projection(root.at(paths.gate))
-    return gate, Projection(root.at(paths.up))
+    up = {"W_in": Projection(root.at(paths.up))}
+    return up if paths.gate is None else {"W_gate": Projection(root.at(paths.gate)), **up}
