@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from vlm_lens.hooks.heads import HEAD_SITES
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.hooks.turns import Turns
 
-Hooks = Sequence[tuple[NamesFilter, HookFunction]]
+Hooks = Iterable[tuple[NamesFilter, HookFunction]]
 Direction = Literal["fwd", "bwd"]
 HooksToSet = tuple[list[Tap], HookFunction, Direction]
 
@@ -116,7 +116,7 @@ class TapRoot(HookedRootModule):
         for hooks, direction in directions:
             for name, hook in _pairs(hooks, f"{direction}_hooks"):
                 taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
-                check_hook(hook, taps[0].name if len(taps) == 1 else str(name))
+                check_hook(hook, name if isinstance(name, str) else taps[0].name)
                 wanted.append((taps, hook, direction))
         return wanted
 

@@ -55,12 +55,16 @@ class Verification:
             f"Rows of attention patterns sum to one within {self.largest_row_error:.1e}.",
             f"The weights of {self.n_weights} linear layers are those that the model ran with.",
         ]
-        of_points = (("Read by nothing", self.unread), ("Not on this input", self.absent))
-        for title, names in (*of_points, ("Weights not readable", self.unreadable)):
+        exceptions = (
+            ("Read by nothing", "points", self.unread),
+            ("Not on this input", "points", self.absent),
+            ("Not readable", "weights", self.unreadable),
+        )
+        for title, what, names in exceptions:
             for reason in dict.fromkeys(names.values()):
                 of_reason = [name for name, why in names.items() if why == reason]
                 shown = ", ".join(of_reason[:3]) + (", ..." if len(of_reason) > 3 else "")
-                lines.append(f"{title}: {len(of_reason)}, {reason} ({shown}).")
+                lines.append(f"{title}: {len(of_reason)} {what}, {reason} ({shown}).")
         return "\n".join(lines)
 
 

@@ -81,14 +81,18 @@ def test_gradients_that_a_hook_answers_are_held_to_the_same_rules(llava: Tiny):
             llava.model(inputs, return_type="loss").backward()
         assert not llava.hf.model.language_model.layers[0].mlp.up_proj.weight.grad.any()
     hook = ("blocks.0.hook_resid_post", lambda g, hook: g[:, :1])
-    with pytest.raises(ValueError, match="the hook at 'blocks.0.hook_resid_post'"):
-        with llava.model.hooks(bwd_hooks=[hook]):
-            llava.model(inputs, return_type="loss").backward()
+    with llava.model.hooks(bwd_hooks=[hook]):
+        loss = llava.model(inputs, return_type="loss")
+        with pytest.raises(ValueError, match="the hook at 'blocks.0.hook_resid_post'"):
+            loss.backward()
     llava.hf.zero_grad()
 
 
 NO_HOOKS = {
-    "a pair without a list": (("hook_embed", print), r"list of pairs.*One pair has to be in a list"),
+    "a pair without a list": (
+        ("hook_embed", print),
+        r"list of pairs.*One pair has to be in a list",
+    ),
     "a name": ("hook_embed", "list of pairs"),
     "a mapping": ({"hook_embed": print}, "list of pairs"),
     "a function": ([print], "list of pairs"),
@@ -104,18 +108,22 @@ NO_HOOKS = {
 
 @pytest.mark.parametrize("direction", ["fwd_hooks", "bwd_hooks"])
 @pytest.mark.parametrize("wrong", NO_HOOKS)
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_hook_is_refused_before_any_is_set(llava: Tiny, wrong: str, direction: str):
     hooks, message = NO_HOOKS[wrong]
-    for run in (llava.model.run_with_hooks, llava.model.hooks):
-        arguments: Any = ("red",) if run == llava.model.run_with_hooks else ()
-        with pytest.raises(TypeError, match=message):
-            result = run(*arguments, **{direction: hooks})
-            result.__enter__()
+    given: dict[str, Any] = {direction: hooks}
+    with pytest.raises(TypeError, match=message):
+        llava.model.run_with_hooks("red", **given)
+    with pytest.raises(TypeError, match=message):
+        llava.model.hooks(**given).__enter__()
     assert_no_hooks(llava.model)
 
 
 def test_single_hook_points_refuse_what_is_no_hook(llava: Tiny):
-    for add in (llava.model.hook_dict["hook_embed"].add_hook, llava.model.hook_embed.add_perma_hook):
+    for add in (
+        llava.model.hook_dict["hook_embed"].add_hook,
+        llava.model.hook_embed.add_perma_hook,
+    ):
         with pytest.raises(TypeError, match="for 'hook_embed', got None"):
             add(None)
     with pytest.raises(TypeError, match="cannot be called as fn"):

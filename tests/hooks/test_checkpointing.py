@@ -13,7 +13,13 @@ from tests.families import FAMILIES, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM
 
-EDITED = ("*hook_post", "*hook_resid_mid", "*attn.hook_pattern", "*ln1.hook_scale", "*hook_resid_pre")
+EDITED = (
+    "*hook_post",
+    "*hook_resid_mid",
+    "*attn.hook_pattern",
+    "*ln1.hook_scale",
+    "*hook_resid_pre",
+)
 
 
 def edits(model: HookedVLM) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -141,20 +140,4 @@ def test_hooks_that_are_to_stay_outlive_other_blocks(llava: Tiny):
         pass
     llava.model("red")
     assert len(seen) == 3
-    llava.model.reset_hooks()
-
-
-@contextmanager
-def opened(*blocks: Any):
-    for block in blocks:
-        block.__enter__()
-    yield
-    for block in blocks:
-        block.__exit__(None, None, None)
-
-
-def test_an_exception_in_one_of_two_interleaved_blocks(llava: Tiny):
-    with pytest.raises(ZeroDivisionError), llava.model.hooks([(NAME, lambda t, hook: None)]):
-        with opened(llava.model.hooks([(NAME, lambda t, hook: 1 / 0)])):
-            llava.model("red")
     llava.model.reset_hooks()
