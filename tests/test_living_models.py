@@ -191,6 +191,40 @@ def test_a_block_that_is_replaced():
     )
 
 
+class Int8Linear(nn.Linear):
+    """A quantised layer, as libraries for that put it into a model that is there."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.scale = linear.weight.detach().abs().max() / 127
+        whole = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input, self.weight.float() * self.scale)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("by", ["another layer", "torch"])
+def test_layers_that_are_quantised_after_wrapping(by: str):
+    tiny = build_tiny("clip-llama")
+    mlp = tiny.hf.model.language_model.layers[1].mlp
+    if by == "torch":
+        torch.ao.quantization.quantize_dynamic(mlp, {nn.Linear}, inplace=True)
+    else:
+        mlp.down_proj, mlp.gate_proj = Int8Linear(mlp.down_proj), Int8Linear(mlp.gate_proj)
+    seen: list[torch.Tensor] = []
+    mlp.down_proj.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        _, cache = tiny.model.run_with_cache("red", names_filter="blocks.1.hook_mlp_out")
+    assert torch.equal(cache["mlp_out", 1], seen[0])
+    with pytest.raises(TypeError, match="the model is quantised"):
+        _ = tiny.model.blocks[1].mlp.W_out
+    if by == "another layer":  # torch's own take no gradient
+        unreadable = tiny.model.verify(tiny.inputs("image")).unreadable
+        assert {"blocks.1.mlp.W_out", "blocks.1.mlp.W_gate"} == set(unreadable)
+
+
 def test_a_part_that_is_gone_is_an_error_that_says_so():
     tiny = build_tiny("clip-llama")
     del tiny.hf.model.language_model.layers[2]

@@ -108,7 +108,7 @@ def _stack_sizes(
     }
 
 
-def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: torch.Tensor) -> None:
+def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any) -> None:
     """Bring what can change in a living model up to date: dtype, device and vocabulary.
 
     Args:
@@ -123,6 +123,8 @@ def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: torch.Tensor) -> N
         >>> model.cfg.dtype
         torch.bfloat16
     """
+    if not isinstance(weight, torch.Tensor):  # packed by torch's own quantisation
+        return
     device = input_device(hf_model, weight)
     for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
         if part is not None:

@@ -9,7 +9,7 @@ import copy
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def unwrapped(hf_model: Any) -> Any:
@@ -125,4 +125,6 @@ def effective(module: Any) -> Any:
 
 
 def _in_floats(weight: Any) -> bool:
-    return not weight.is_meta and weight.is_floating_point() and weight.element_size() > 1
+    if not isinstance(weight, Tensor) or weight.is_meta:
+        return False
+    return weight.is_floating_point() and weight.element_size() > 1

@@ -120,12 +120,14 @@ def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
     return readable(layer.weight, layer).T
 
 
-def readable(weight: Tensor, module: nn.Module) -> Tensor:
+def readable(weight: Any, module: nn.Module) -> Tensor:
     """A module's weight, if its entries are there and are what the module multiplies with.
 
     Raises:
         TypeError: They are not; the message says what to do.
     """
+    if not isinstance(weight, Tensor):  # torch's own quantised layers make it when it is asked for
+        raise TypeError(_QUANTISED.format(layer=type(module).__name__, kept="packed weights"))
     if weight.is_meta:
         raise TypeError(
             f"The weights of this {type(module).__name__} are not in memory: the device map keeps "
@@ -133,12 +135,14 @@ def readable(weight: Tensor, module: nn.Module) -> Tensor:
             "load the model without offloading."
         )
     if not weight.is_floating_point() or weight.element_size() == 1:  # 1: float8, with scales
-        raise TypeError(
-            f"Expected floating-point weights, but {type(module).__name__} keeps {weight.dtype}: "
-            "the model is quantised. Its activations can be hooked; to read weights, load it "
-            "without quantisation."
-        )
+        raise TypeError(_QUANTISED.format(layer=type(module).__name__, kept=weight.dtype))
     return weight
+
+
+_QUANTISED = (
+    "Expected floating-point weights, but {layer} keeps {kept}: the model is quantised. Its "
+    "activations can be hooked; to read weights, load it without quantisation."
+)
 
 
 def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
