@@ -116,7 +116,9 @@ class TapRoot(HookedRootModule):
         for hooks, direction in directions:
             for name, hook in _pairs(hooks, f"{direction}_hooks"):
                 taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
-                check_hook(hook, name if isinstance(name, str) else taps[0].name)
+                check_hook(
+                    hook, name if isinstance(name, str) else next((tap.name for tap in taps), None)
+                )
                 wanted.append((taps, hook, direction))
         return wanted
 
