@@ -31,6 +31,9 @@ FORMAT = "vlm_lens.result"
 VERSION = 2
 """Version 1 had its tensors in ``kind.safetensors``, and their checksum in the JSON."""
 
+HALF_DONE = "what is half done starts anew, and results that are finished stay"
+"""What is lost with a checkpoint."""
+
 _START = f'{{\n "format": "{FORMAT}"'.encode()
 """What every file of ours begins with, however short a full disk has cut it."""
 

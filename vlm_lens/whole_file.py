@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -68,6 +69,11 @@ def put(path: Path, content: bytes, *, is_alone: bool) -> None:
             raise
         # It names a file that nobody has asked for, or none at all.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk is full, or that no more may be written there."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_unfinished(path: Path) -> bool:

@@ -35,6 +35,7 @@ from vlm_lens.analyses.explaining.scoring import (
 )
 from vlm_lens.analyses.explanations import ExplainedNeuron, Explanations
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import provenance
@@ -212,6 +213,7 @@ def _simulator(explainer: Explainer, simulator: Simulator | None) -> Simulator:
 def _check(
     neurons: NeuronSet, samples: Sequence[Sample], shuffles: int, alpha: int | float
 ) -> None:
+    check_are_samples(samples)
     if not len(neurons):
         raise ValueError("expected at least one neuron, got none")
     if len(samples) < 2:

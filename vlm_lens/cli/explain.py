@@ -51,8 +51,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    ways, folder, named, samples = _checked(arguments, command)
     step = Steps()
+    ways, folder, named, samples = _checked(arguments, command)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     names = [] if named is not None else places(model, arguments)
