@@ -130,7 +130,8 @@ def explain(
 
     Returns:
         The explanations with scores. Neurons that are never active, and those about which a model
-        did not reply properly, are in ``skipped``, with the reason.
+        did not reply properly, are in ``skipped``, with the reason; ``parameters["unanswered"]``
+        says to how much an endpoint had no proper reply, which the same call asks again.
 
     Raises:
         ValueError: An argument is out of its range, no sample can be used, the explainer and the
@@ -138,7 +139,8 @@ def explain(
             belongs to something else.
         HookNameError: A neuron is at no hook point of the model.
         IndexError: A hook point has fewer neurons.
-        ChatError: An endpoint cannot be used. What was asked before is in its cache.
+        ChatError: An endpoint cannot be used, or no reply of it. What was asked before is in its
+            cache.
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
@@ -177,8 +179,15 @@ def explain(
         others,
         on_neuron=on_neuron,
     )
+    unanswered = 0 if cost is None else len(skipped) + int(np.isnan(shuffled).sum())
+    if unanswered and not explained:
+        raise ChatError(
+            f"No reply could be used, so that no neuron was explained; the first: "
+            f"{next(iter(skipped.values()))}."
+        )
     parameters = {
         "n_samples": len(samples),
+        "unanswered": unanswered,
         "shuffles": len(others),
         **asdict(choice),
         "explainer": _parameters(explainer),
@@ -193,7 +202,7 @@ def explain(
         alpha=alpha,
         skipped=skipped,
         parameters=parameters,
-        notes=_notes(gathered, skipped, explained, shuffled),
+        notes=_notes(gathered, skipped, explained, shuffled, unanswered),
     )
 
 
@@ -280,17 +289,21 @@ def _notes(
     skipped: Mapping[Neuron, str],
     explained: Sequence[ExplainedNeuron],
     shuffled: np.ndarray,
+    unanswered: int,
 ) -> tuple[str, ...]:
     notes = []
-    for what, reasons in (("samples", gathered.left_out), ("neurons", skipped)):
+    for what, reasons in (("sample", gathered.left_out), ("neuron", skipped)):
         if reasons:
             which, why = next(iter(reasons.items()))
-            notes.append(f"{len(reasons)} {what} were left out, first of all {which}: {why}")
-    constant = sum(bool(one.score.notes) for one in explained)
-    if constant:
-        notes.append(f"{constant} neurons have a score of 0 because something is constant")
+            some = f"1 {what} was" if len(reasons) == 1 else f"{len(reasons)} {what}s were"
+            notes.append(f"{some} left out, first of all {which}: {why}")
+    if constant := sum(bool(one.score.notes) for one in explained):
+        some = "1 neuron has" if constant == 1 else f"{constant} neurons have"
+        notes.append(f"{some} a score of 0 because something is constant")
     if lost := int(np.isnan(shuffled).sum()):
-        notes.append(f"{lost} scores with explanations of others are missing: no proper reply")
+        notes.append(f"scores with explanations of others are missing ({lost}): no proper reply")
+    if unanswered:
+        notes.append("what had no proper reply is asked again when the same is explained again")
     if len(explained) == 1:
         notes.append("there is one neuron only, and so no chance level: explain several")
     return tuple(notes)

@@ -73,8 +73,13 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         return _explained(partial(explain, model, samples, chosen, **with_what), ways, step)
 
     load = partial(Explanations.load, samples=samples)
-    found = folder.kept("", kind=KIND, load=load, make=make)
+    found = folder.kept("", kind=KIND, load=load, make=make, is_whole=_is_answered)
     _write_down(folder, found, arguments.model, step)
+
+
+def _is_answered(found: Explanations) -> bool:
+    """Whether an endpoint had a reply to everything; what it had none to is asked again."""
+    return not found.parameters.get("unanswered")
 
 
 def _digest(neurons: Iterable[Neuron]) -> str:

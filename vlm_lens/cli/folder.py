@@ -107,7 +107,15 @@ class RunFolder:
             else:
                 write_result(self.path, kind=KIND, fields={"command": self.command, **fields})
 
-    def kept(self, place: str, *, kind: str, load: Callable[[Path], R], make: Callable[[], R]) -> R:
+    def kept(
+        self,
+        place: str,
+        *,
+        kind: str,
+        load: Callable[[Path], R],
+        make: Callable[[], R],
+        is_whole: Callable[[R], bool] = lambda _: True,
+    ) -> R:
         """A result that is there from an earlier run, or else is made now.
 
         Args:
@@ -115,19 +123,23 @@ class RunFolder:
             kind: What its file is called.
             load: Reads it.
             make: Makes it.
+            is_whole: Whether nothing is missing in it that making it again may add.
 
         Raises:
             InputError, DamagedError: It is there, but cannot be read.
         """
         folder = self.path / place
         file = folder / f"{kind}.json"
-        if not file.exists():
-            made = make()
-            made.save(folder)
-            return made
+        if file.exists() and is_whole(found := self._loaded(file, load)):
+            return found
+        made = make()
+        made.save(folder)
+        return made
+
+    def _loaded(self, file: Path, load: Callable[[Path], R]) -> R:
         try:
             with reading_input():
-                return load(folder)
+                return load(file.parent)
         except InputError as error:
             again = "the same command makes it again, and other results stay as they are"
             reason = str(error).rstrip(".")
