@@ -359,7 +359,6 @@ def test_a_folder_belongs_to_one_command(
         (["--n", 0], "expected --n of at least 1, got 0"),
         (["--batch-size", 0], "expected --batch-size of at least 1, got 0"),
         (["--ratio", 0], "expected --ratio above 0 and at most 1, got 0.0"),
-        (["--ratio", "nan"], "expected --ratio above 0 and at most 1, got nan"),
         (["--ratios", 0.1, 2], "expected --ratios above 0 and at most 1, got 2.0"),
         (["--n-measured", 0], "expected --n-measured of at least 1"),
         (["--max-new-tokens", 0], "expected --max-new-tokens of at least 1"),

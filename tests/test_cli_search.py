@@ -343,7 +343,6 @@ def test_a_damaged_checkpoint_is_refused(
         (["can", "--out", "."], "holds other files: name a new folder"),
         (["pcicn", "--sample", -1], "expected --sample from 0, got -1"),
         (["pcicn", "--alpha", 0], "expected --alpha above 0, got 0.0"),
-        (["pcicn", "--epsilon", "nan"], "expected --epsilon above 0, got nan"),
         (["pcicn", "--n-noisy", 0], "expected --n-noisy of at least 1, got 0"),
         (["pcicn", "--batch-size", 0], "expected batch_size of at least 1"),
         (["pcicn", "--text", "missing.txt"], "there is no file missing.txt"),

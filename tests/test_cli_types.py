@@ -286,7 +286,6 @@ def test_a_damaged_checkpoint_is_refused(
         (["--n", 0], "expected --n of at least 1, got 0"),
         (["--top-samples", 0], "expected --top-samples of at least 1"),
         (["--T-v", 10], "expected T_v from 0 to below 10, got 10.0"),
-        (["--T-t", "nan"], "expected T_t from 0 to below 10, got nan"),
         (["--n-t", 0], "expected a whole number n_t of at least 1, got 0"),
         (["--high-confidence", 1], "expected high_confidence from 0 to below 1"),
         (["--alpha", -1], "expected alpha from 0 to below 1"),

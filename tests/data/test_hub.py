@@ -65,9 +65,13 @@ def test_a_name_that_the_hub_does_not_know_is_no_folder_either(
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
     with pytest.raises(FileNotFoundError, match="no folder 'nope' here.*not on the hub"):
         load_samples("nope")
+
+
+def test_a_name_that_the_hub_can_have_none_of_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", Mock())
     with pytest.raises(FileNotFoundError, match="no name on the Hugging Face hub"):
-        monkeypatch.undo()
-        monkeypatch.setitem(sys.modules, "datasets", datasets)
         load_samples("no/such/folder")
 
 

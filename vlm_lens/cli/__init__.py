@@ -12,9 +12,10 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vlm_lens.cli import can, demo, explain, explore, miner, models, pcicn, types
-from vlm_lens.cli.ending import warnings_as_notes, well_ended
+from vlm_lens.cli.ending import WRONG_INPUT, warnings_as_notes, well_ended
 from vlm_lens.versions import package_version
 
 
@@ -46,8 +47,15 @@ def _run(argv: Sequence[str]) -> int:
     return well_ended(run, name=name, interrupted=arguments.interrupted)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where others print all their options too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vlm-lens", description="Look inside vision-language models, down to single neurons."
     )
     version = f"vlm-lens {package_version('vlm-lens')}"
