@@ -16,6 +16,7 @@ from vlm_lens.cli.samples import (
     add_data,
     add_model,
     add_number,
+    check_least,
     check_text_alone,
     checksums,
     load_model,
@@ -104,6 +105,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
 def _checked(arguments: argparse.Namespace, command: str) -> tuple[RunFolder, list[Sample]]:
     """The folder and the samples, as far as they can be checked without the model."""
     check_text_alone(arguments)
+    check_least(arguments, n=1, words=1)
     folder = RunFolder.of(arguments, command)
     if arguments.text is None:
         samples = read_samples(arguments, n=arguments.n, seed=arguments.seed)

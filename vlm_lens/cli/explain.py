@@ -91,7 +91,7 @@ def _checked(
     arguments: argparse.Namespace, command: str
 ) -> tuple[Ways, RunFolder, NeuronSet | None, list[Sample]]:
     """What is asked for, as far as it can be checked without the model."""
-    check_least(arguments, n=2, batch_size=1, max_new_tokens=1)
+    check_least(arguments, n=2, batch_size=1, max_new_tokens=1, words=1)
     check_least(arguments, exemplars=1, random_exemplars=0)
     check_text_alone(arguments)
     for name, value in (("held-out", arguments.held_out), ("alpha", arguments.alpha)):

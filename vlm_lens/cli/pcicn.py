@@ -16,6 +16,7 @@ from vlm_lens.cli.progress import Steps
 from vlm_lens.cli.samples import (
     add_data,
     add_model,
+    check_least,
     check_text_alone,
     checksums,
     load_model,
@@ -110,13 +111,10 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
 def _checked(arguments: argparse.Namespace, command: str) -> tuple[RunFolder, Sample]:
     """The folder and the sample, as far as they can be checked without the model."""
     check_text_alone(arguments)
+    check_least(arguments, n_noisy=1, sample=0, words=1)
     for name in ("alpha", "epsilon"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise InputError(f"expected --{name} above 0, got {getattr(arguments, name)}")
-    if arguments.n_noisy < 1:
-        raise InputError(f"expected --n-noisy of at least 1, got {arguments.n_noisy}")
-    if arguments.sample < 0:
-        raise InputError(f"expected --sample from 0, got {arguments.sample}")
     folder = RunFolder.of(arguments, command)
     sample = _sample(arguments)
     check_search(arguments, [sample])

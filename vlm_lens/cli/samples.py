@@ -137,13 +137,13 @@ def check_least(arguments: argparse.Namespace, **least: int) -> None:
 
     Args:
         arguments: What was given.
-        **least: The smallest value of each option.
+        **least: The smallest value of each option; those that are not given have none.
 
     Raises:
         InputError: One is smaller.
     """
     for name, lowest in least.items():
-        if getattr(arguments, name) < lowest:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < lowest:
             option = name.replace("_", "-")
             raise InputError(
                 f"expected --{option} of at least {lowest}, got {getattr(arguments, name)}"
