@@ -45,14 +45,16 @@ def well_ended(
             if sys.stdout is not None:  # as it is where there is none
                 sys.stdout.flush()  # else what cannot be written would show after the end
     except BrokenPipeError:
-        _close_output()
+        _drop_output()
         return UNREAD
     except KeyboardInterrupt:
         return _say(f"{name}: {interrupted}", INTERRUPTED)
     except (InputError, DamagedError) as error:
         return _say(f"{name}: error: {_line(error)}", WRONG_INPUT)
     except OSError as error:
-        return _say(f"{name}: error: {trouble(error)}", TROUBLE)
+        code = _say(f"{name}: error: {trouble(error)}", TROUBLE)
+        _drop_output()
+        return code
 
 
 def trouble(error: OSError) -> str:
@@ -95,8 +97,11 @@ def _say(line: str, code: int) -> int:
     return code
 
 
-def _close_output() -> None:
-    """Lets Python's own last flush go nowhere, which would complain again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _drop_output() -> None:
+    """Lets Python's own last flush of what cannot be written go nowhere: it would complain again."""
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
