@@ -115,6 +115,22 @@ def interrupt(name: str, after: int, *options: object) -> list[Any]:
     return seen
 
 
+def test_answers_that_are_wrong_from_the_start_are_said_on_the_page_and_here(
+    loaded: list, out: Path, imagefolder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data", imagefolder, "--target", "answer", "--max-k", 4)
+    assert run("can", *given, "--n", 3, "--out", out / "can") == 0
+    assert run("pcicn", *given, "--n-noisy", 3, "--out", out / "pcicn") == 0
+    said = capsys.readouterr().out
+    assert said.count("Note: with nothing masked the model gives 0 of the answers of the data") == 2
+    assert "Its answers count as degraded with nothing masked: no k is where that begins" in said
+    assert "Degradation begins" not in said
+    assert "answers are left" not in said
+    shown = (out / "can" / "report.html").read_text()
+    assert "with nothing masked agreement is 0, which counts as degraded" in shown
+    assert len(loaded) == 2
+
+
 # What can writes and says -------------------------------------------------------------------------
 
 

@@ -143,10 +143,9 @@ def provenance(model: Any) -> dict[str, Any]:
         (getattr(model, name) for name in ("hf_model", "original_model") if hasattr(model, name)),
         model,
     )
-    name = str(hf_model.name_or_path)
     parameter = next(hf_model.parameters())
     return {
-        "model": BUNDLED if name == str(bundled_path()) else name,
+        "model": name_of(hf_model),
         "revision": getattr(hf_model.config, "_commit_hash", None),
         "class": type(hf_model).__name__,
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -154,6 +153,18 @@ def provenance(model: Any) -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def name_of(hf_model: Any) -> str:
+    """What a Hugging Face model was loaded as; the bundled one by its name, not by its place.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> name_of(HookedVLM.from_pretrained("shapes-llava").hf_model)
+        'shapes-llava'
+    """
+    name = str(hf_model.name_or_path)
+    return BUNDLED if name == str(bundled_path()) else name
 
 
 # Writing ------------------------------------------------------------------------------------------

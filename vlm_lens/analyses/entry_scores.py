@@ -187,7 +187,7 @@ class EntryScores:
             return cls(**{**fields, **tensors, "tokens": tuple(fields["tokens"])})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(folder)!r} holds no result that EntryScores.load can read: {error} "
+                f"{os.fspath(folder)!r} holds no result that EntryScores.load can read: {error!r}. "
                 "Write it with EntryScores.save."
             ) from error
 

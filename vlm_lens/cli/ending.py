@@ -98,7 +98,7 @@ def _say(line: str, code: int) -> int:
 
 
 def _drop_output() -> None:
-    """Lets Python's own last flush of what cannot be written go nowhere: it would complain again."""
+    """Lets Python's own last flush go nowhere where it would complain once more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

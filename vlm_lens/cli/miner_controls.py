@@ -74,7 +74,8 @@ class Controls:
     def measured(self, found: Mined, datasets: Mapping[str, Sequence[Sample]]) -> Mined:
         """What was found, with what is lost without it."""
         tasks = self._tasks(found.scores, datasets)
-        self.step(f"masking the neurons of each modality, on {len(tasks)} tasks")
+        some = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        self.step(f"masking the neurons of each modality, on {some}")
         specificity = self._specificity(found, tasks)
         self.step("masking more and more of them")
         curve = self._curve(found.scores, tasks, place="", complement=False)
