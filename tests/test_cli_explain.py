@@ -183,7 +183,7 @@ CHAT = ("--explainer", "chat", "--endpoint", "http://localhost:1/v1", "--chat-mo
         ([*CHAT, "--endpoint", "http://me:secret@x/v1"], "without user, password"),
         ([*CHAT, "--key-variable", "sk-secret"], "not the key itself"),
         ([*CHAT, "--timeout", 0], "timeout=0"),
-        ([*CHAT, "--endpoint", "http://x/\nv1"], "base_url without white space"),
+        ([*CHAT, "--endpoint", "http://x/\nv1"], "without white space"),
         ([*CHAT, "--prices", -1, 2], "prices of at least 0"),
         ([*CHAT, "--simulator", "concepts"], "concepts cannot be predicted from"),
         (["--explainer", "model"], "add --clip NAME, or --simulator chat"),

@@ -299,7 +299,7 @@ def test_what_is_damaged_says_what_to_delete(
 def test_whatever_ends_a_run_the_same_command_goes_on(
     loaded: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The program is killed, or the disk is full, between the files of a checkpoint and a result."""
+    """It is killed, or the disk is full, between the files of a checkpoint and of a result."""
     whole, given = tmp_path / "whole", ("types", *FEW, "--out")
     assert run(*given, whole) == 0
     for number, killed in [(4, True), (11, False), (15, True)]:

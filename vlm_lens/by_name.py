@@ -43,7 +43,8 @@ def check_hub_answers(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    missing = f"there is no folder {name!r} here, and"
+    shown = name if len(name) <= 100 else f"{name[:97]}..."
+    missing = f"there is no folder {shown!r} here, and"
     try:
         HfApi(token=token).repo_info(name, repo_type=kind, timeout=_PATIENCE)
     except HFValidationError as error:

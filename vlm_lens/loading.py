@@ -145,10 +145,10 @@ def _model_class(name: str, config: Any, *, trust_remote_code: bool, **_: Any) -
 
 
 def _unreachable(name: str | Path, error: OSError) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().splitlines()[0].rstrip(".:")
     return (
-        f"Could not load {str(name)!r}. Expected {BUNDLED!r} (bundled, works offline), a folder "
-        "with config.json and *.safetensors, or a model id on the Hugging Face hub (with network "
-        "access, and after `hf auth login` for a gated model). If it was downloaded before, pass "
-        f"local_files_only=True. The loader said: {reason}"
+        f"Could not load {str(name)!r}: {reason}. Expected {BUNDLED!r} (bundled, works offline), a "
+        "folder with config.json and *.safetensors, or a model id on the Hugging Face hub (with "
+        "network access, and after `hf auth login` for a gated model). If it was downloaded "
+        "before, pass local_files_only=True."
     )

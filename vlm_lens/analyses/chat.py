@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from vlm_lens.analyses.explaining.prompt import Cost, Prompt, image_tokens, text_tokens
 from vlm_lens.json_text import parse_json
@@ -289,21 +289,28 @@ def check_endpoint(base_url: str, model: str) -> None:
         ValueError: It is no address, or holds a password or a query, which caches and results
             would show.
     """
-    if re.search(r"[\s\0-\x20\x7f]", base_url):  # which urlsplit leaves out
-        raise ValueError(f"expected base_url without white space, got {base_url!r}")
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            "expected base_url as the address of a chat endpoint, such as "
-            f"'http://localhost:8000/v1', got {base_url!r}"
-        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "expected base_url without user, password and query, which would be written into "
             "results: pass the key as key=, or in an environment variable"
         )
+    has_space = re.search(r"[\s\x00-\x20\x7f]", base_url)  # which urlsplit leaves out
+    if has_space or parts.scheme not in ("http", "https") or not _has_host(parts):
+        raise ValueError(
+            "expected base_url as the address of a chat endpoint, such as "
+            f"'http://localhost:8000/v1', without white space, got {base_url!r}"
+        )
     if not model:
         raise ValueError("expected the name of a model at the endpoint, got an empty text")
+
+
+def _has_host(parts: SplitResult) -> bool:
+    """Whether there is a host, and a port that is one if there is one."""
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_numbers(

@@ -160,7 +160,7 @@ class EntryScores:
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``entry_scores.json`` and ``.safetensors`` into a folder, made if need be.
+        """Writes ``entry_scores.json`` and its tensors into a folder, made if need be.
 
         Raises:
             TypeError: A parameter is something that JSON cannot hold.

@@ -273,7 +273,8 @@ def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[st
         raise ValueError("expected at least one task, got none")
     counted, notes = {}, []
     for name, items in tasks.items():
-        check_are_samples(one for one in items if not isinstance(one, Answered))
+        one_only = isinstance(items, Sample)
+        check_are_samples(items if one_only else [i for i in items if not isinstance(i, Answered)])
         kept = [one for one in items if isinstance(one, Answered) or str(one.answer or "").strip()]
         if not kept:
             raise ValueError(

@@ -31,5 +31,5 @@ def named(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path; an empty one would be the folder that one is in."""
+    """A path; an empty text would be the folder that one is in."""
     return Path(named(text))
