@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,6 @@ from types import ModuleType
 
 import pytest
 
-from vlm_lens.__main__ import main as entry
 from vlm_lens.cli import _parser, main
 from vlm_lens.cli.checks import InputError, reading_input
 from vlm_lens.cli.ending import warnings_as_notes, well_ended
@@ -116,6 +116,7 @@ def test_ctrl_c_is_heard_from_the_first_import_on(
             raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "vlm_lens.cli", Interrupted("vlm_lens.cli"))
+    entry = runpy.run_module("vlm_lens", run_name="imported")["main"]
     assert entry() == 130
     assert capsys.readouterr().err == "vlm-lens: interrupted\n"
 

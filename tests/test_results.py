@@ -207,6 +207,15 @@ def test_a_full_disk_is_an_error_with_the_path_asked_for(tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_where_there_are_no_locks_nothing_piles_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_lens.whole_file.fcntl", None)
+    (tmp_path / f"some.{'0' * 16}.safetensors").write_bytes(b"somebody else is writing")
+    for n in range(3):
+        write_result(tmp_path, kind="some", fields={"n": n}, tensors={"a": torch.tensor(n)})
+    assert read_result(tmp_path, kind="some") == ({"n": 2}, {"a": torch.tensor(2)})
+    assert len([*tmp_path.iterdir()]) == 3
+
+
 def test_two_who_write_at_once_leave_one_whole_result(tmp_path):
     def write(n):
         for _ in range(20):

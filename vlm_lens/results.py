@@ -80,18 +80,20 @@ def write_result(
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": kind}
     content["fields"] = _encoded(fields, "fields")
     packed = safetensors.torch.save(_plain(tensors)) if tensors else None
-    content["tensors"] = None if packed is None else _stored_as(kind, packed)
+    stored = None if packed is None else _stored_as(kind, packed)
+    content["tensors"] = stored
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path = _path(folder, kind)
     _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(path.parent) as is_alone:
         before = _parsed(path)
-        if packed is not None:
-            put(path.with_name(content["tensors"]["file"]), packed, is_alone=is_alone)
+        if packed is not None and stored is not None:
+            put(path.with_name(stored["file"]), packed, is_alone=is_alone)
         put(path, text.encode("utf-8", "surrogatepass"), is_alone=is_alone)
-        if is_alone:  # else what looks left over may be about to be named
-            _sweep(path, before, keep=content["tensors"])
+        kept = None if stored is None else stored["file"]
+        for name in _replaced(path, before, is_alone=is_alone) - {kept}:
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def read_result(
@@ -226,18 +228,22 @@ def _is_ours(path: Path) -> bool:
     return _START.startswith(head) or _parsed(path).get("format") == FORMAT
 
 
-def _sweep(path: Path, before: Mapping[str, Any], *, keep: Mapping[str, str] | None) -> None:
-    """Deletes what earlier results of this kind have left, those that were never finished too."""
-    kind, kept = path.stem, None if keep is None else keep["file"]
+def _replaced(path: Path, before: Mapping[str, Any], *, is_alone: bool) -> set[str]:
+    """The files that belong to no result of this kind any more, by name.
+
+    If somebody else may be writing, these are the tensors of the result before alone: others look
+    left over, but may be about to be named.
+    """
+    kind, was = re.escape(path.stem), before.get("tensors")
     ours = rf"{kind}\.[0-9a-f]{{16}}\.safetensors"
-    # 0.1.0 had other names for its unfinished files.
+    # 0.1.0 had other names for its unfinished files, and for tensors.
     left = rf"\.({kind}\.json|{kind}\.safetensors|{ours})(\.[0-9a-f]{{32}})?\.tmp"
-    stale = re.compile(f"{ours}|{left}")
-    for other in path.parent.iterdir():
-        if other.name != kept and stale.fullmatch(other.name):
-            other.unlink(missing_ok=True)
-    if before.get("version") == 1 and before.get("sha256"):
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
+    found = {str(was.get("file"))} if isinstance(was, dict) else set[str]()
+    if is_alone:
+        found |= {other.name for other in path.parent.iterdir()}
+    found = {name for name in found if re.fullmatch(f"{ours}|{left}", name)}
+    was_old = before.get("version") == 1 and before.get("sha256")
+    return found | ({f"{path.stem}.safetensors"} if was_old else set())
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -100,8 +100,9 @@ def _say(line: str, code: int) -> int:
 def _drop_output() -> None:
     """Lets Python's own last flush go nowhere where it would complain once more."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

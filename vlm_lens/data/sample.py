@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL.Image import Image
 
+ONE_ALONE = "expected several samples, got one Sample: pass it in a list, [sample]"
+
 
 @dataclass
 class Sample:
@@ -33,7 +35,7 @@ class Sample:
     annotations: dict[str, Any] = field(default_factory=dict)
 
 
-def check_are_samples(samples: Iterable[Any]) -> None:
+def check_are_samples(samples: Iterable[Any] | Sample) -> None:
     """Refuses what is no sample, before anything is done with it.
 
     Raises:
@@ -45,7 +47,7 @@ def check_are_samples(samples: Iterable[Any]) -> None:
         TypeError: expected samples, got str (at 0): pass Sample(images=[...], text="...")
     """
     if isinstance(samples, Sample):
-        raise TypeError("expected several samples, got one Sample: pass it in a list, [sample]")
+        raise TypeError(ONE_ALONE)
     for number, sample in enumerate(samples):
         if not isinstance(sample, Sample):
             raise TypeError(
