@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -62,6 +63,11 @@ class HookedVLM(Generation):
     decoder: HookedStack
 
     def __init__(self, hf_model: Any, *, processor: Any = None) -> None:
+        if isinstance(hf_model, str | os.PathLike):
+            raise TypeError(
+                f"Expected a Hugging Face model, got its name: HookedVLM.from_pretrained("
+                f"{os.fspath(hf_model)!r}) loads one."
+            )
         super().__init__()
         hf_model = unwrapped(hf_model)
         self.architecture = architecture_of(

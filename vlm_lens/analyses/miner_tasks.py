@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_lens.analyses.miner_inputs import REFUSED, Chunk, chunks_of
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
 from vlm_lens.masking.examples import greedy_tokens
@@ -272,6 +273,8 @@ def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[st
         raise ValueError("expected at least one task, got none")
     counted, notes = {}, []
     for name, items in tasks.items():
+        one_only = isinstance(items, Sample)
+        check_are_samples(items if one_only else [i for i in items if not isinstance(i, Answered)])
         kept = [one for one in items if isinstance(one, Answered) or str(one.answer or "").strip()]
         if not kept:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.inputs import Inputs
 from vlm_lens.loss import next_tokens
 from vlm_lens.model import HookedVLM
@@ -68,6 +69,7 @@ def make_batches(
         max_new_tokens: At most so many tokens of an answer.
 
     Raises:
+        TypeError: Something is no sample.
         ValueError: There are no samples, an answer is missing or has no token, or a number is not
             positive.
 
@@ -88,7 +90,8 @@ def make_batches(
 def check_samples(
     samples: Sequence[Sample], *, target: Target, batch_size: int, max_new_tokens: int
 ) -> None:
-    """Raises ValueError unless `make_batches` can start with these arguments."""
+    """Raises TypeError or ValueError unless `make_batches` can start with these arguments."""
+    check_are_samples(samples)
     if not samples:
         raise ValueError("expected at least one sample, got none")
     for name, number in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
