@@ -128,7 +128,7 @@ def large(n_layers: int, n_neurons: int, n_entries: int) -> Requests:
     requests = Requests.__new__(Requests)
     requests.layers = Layers.fromkeys(names, layer)  # type: ignore[assignment]
     requests.subject = SimpleNamespace(  # type: ignore[assignment]
-        model=SimpleNamespace(hf_model=object()),
+        model=SimpleNamespace(hf_model=SimpleNamespace(name_or_path="tiny")),
         prompt=SimpleNamespace(texts=["what ?"], images=[[]]),
         answer="red",
         is_own=True,
