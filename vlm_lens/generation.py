@@ -22,7 +22,7 @@ from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs, TokenMap
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.positions import ends_of, is_answer
-from vlm_lens.model_inputs import ModelInputs
+from vlm_lens.model_inputs import ModelInput, ModelInputs
 from vlm_lens.run_rows import owners_of_run
 
 
@@ -31,7 +31,7 @@ class Generation(ModelInputs):
 
     def generate(
         self,
-        input: Inputs | str | Mapping[str, Tensor] | Tensor,
+        input: ModelInput,
         *,
         max_new_tokens: int = 20,
         return_type: Literal["str", "tokens"] = "str",
@@ -119,7 +119,7 @@ class Generation(ModelInputs):
 
     def generate_with_cache(
         self,
-        input: Inputs | str | Mapping[str, Tensor] | Tensor,
+        input: ModelInput,
         *,
         names_filter: NamesFilter,
         max_new_tokens: int = 20,
