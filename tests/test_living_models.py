@@ -21,6 +21,7 @@ from tests.families import FAMILIES, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import direct_effect
+from vlm_lens.analyses.progress import digest_of_weights
 from vlm_lens.architectures.components import Component
 from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks import ArchitectureError, Place
@@ -350,3 +351,16 @@ def test_verify_finds_weights_that_the_model_does_not_run_with():
         VerificationError, match=r"blocks\.1\.mlp\.W_out: the model did not compute"
     ):
         tiny.model.verify(tiny.inputs("image"))
+
+
+@pytest.mark.parametrize("change", [add_lora, lambda hf: hf.lm_head.weight.data.mul_(2)])
+def test_checkpoints_tell_a_model_from_itself_with_an_adapter(change: Callable[[Any], None]):
+    hf = build_tiny("clip-llama").hf
+    digests = [digest_of_weights(hf)]
+    change(hf)
+    digests += [digest_of_weights(hf), digest_of_weights(hf)]
+    if change is add_lora:
+        hf.disable_adapters()
+        digests.append(digest_of_weights(hf))
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == len(digests) - 1

@@ -13,6 +13,7 @@ from typing import Any
 from PIL.Image import Image
 
 from vlm_lens.analyses.critical import Measurement
+from vlm_lens.analyses.progress import digest_of_weights
 from vlm_lens.masking.examples import Batch
 from vlm_lens.masking.metrics import (
     AGREEMENT,
@@ -252,6 +253,7 @@ def fingerprint(
     samples = [sample for batch in batches for sample in batch.samples]
     parts = {
         "model": {**provenance(model), "date": None},
+        "weights": digest_of_weights(model.hf_model),
         "ranking": [str(neuron) for neuron in ranking],
         "samples": [(s.text, s.answer, [_pixels(image) for image in s.images]) for s in samples],
         "scored": [token for b in batches for token in b.targets[b.scored].tolist()],

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlm_lens.hooks.adapters import adapted
 from vlm_lens.results import HALF_DONE, check_belongs, read_result, write_result
 
 KIND = "progress"
@@ -133,10 +134,15 @@ def _added(sums: Mapping[str, Tensor], name: str, more: Float[Tensor, " d"]) -> 
 def digest_of_weights(module: nn.Module) -> str:
     """A checksum of every parameter's name, shape, dtype and some of its entries.
 
-    It tells a model from its fine-tuned versions without reading all of it. Parameters that a
-    device map keeps out of memory count by name, shape and dtype only.
+    It tells a model from its fine-tuned versions without reading all of it, and from itself with
+    other adapters active. Parameters that a device map keeps out of memory count by name, shape and
+    dtype only.
     """
     digest = hashlib.sha256()
+    for name, layer in module.named_modules():
+        if adapted(layer):
+            state = (name, layer.disable_adapters, layer.active_adapters)
+            digest.update(repr((*state, getattr(layer, "scaling", None))).encode())
     for name, parameter in module.named_parameters():
         digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
         if not parameter.is_meta:
