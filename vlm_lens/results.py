@@ -125,6 +125,19 @@ def read_result(
             raise DamagedError(f"cannot read {str(error.path)!r}: {error}.{advice}") from error
 
 
+def hf_model_of(model: Any) -> Any:
+    """The Hugging Face model in a `HookedVLM` or a TransformerBridge, else the model itself.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> hf_model_of(model) is hf_model_of(model.hf_model) is model.hf_model
+        True
+    """
+    names = ("hf_model", "original_model")
+    return next((getattr(model, name) for name in names if hasattr(model, name)), model)
+
+
 def provenance(model: Any) -> dict[str, Any]:
     """What a result depends on besides its parameters, ready for `write_result`.
 
@@ -141,10 +154,7 @@ def provenance(model: Any) -> dict[str, Any]:
         >>> found["model"], found["class"], found["dtype"]
         ('shapes-llava', 'LlavaForConditionalGeneration', 'float32')
     """
-    hf_model = next(
-        (getattr(model, name) for name in ("hf_model", "original_model") if hasattr(model, name)),
-        model,
-    )
+    hf_model = hf_model_of(model)
     parameter = next(hf_model.parameters())
     return {
         "model": name_of(hf_model),

@@ -28,7 +28,7 @@ from vlm_lens.masking.row_masks import Fill
 from vlm_lens.masking.runs import MaskedRun, MaskedRuns
 from vlm_lens.masking.search import smallest
 from vlm_lens.neurons import NeuronSet
-from vlm_lens.results import HALF_DONE, provenance, read_result, write_result
+from vlm_lens.results import HALF_DONE, hf_model_of, provenance, read_result, write_result
 
 OnMeasure = Callable[[Measurement], None]
 _FREE = (PERPLEXITY, PERPLEXITY_RATIO, AGREEMENT)
@@ -253,7 +253,7 @@ def fingerprint(
     samples = [sample for batch in batches for sample in batch.samples]
     parts = {
         "model": {**provenance(model), "date": None},
-        "weights": digest_of_weights(model.hf_model),
+        "weights": digest_of_weights(hf_model_of(model)),
         "ranking": [str(neuron) for neuron in ranking],
         "samples": [(s.text, s.answer, [_pixels(image) for image in s.images]) for s in samples],
         "scored": [token for b in batches for token in b.targets[b.scored].tolist()],
