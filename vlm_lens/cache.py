@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-import transformer_lens
 from torch import Tensor
 from transformer_lens.utilities import get_act_name
 
+from vlm_lens.cache_stream import StreamCache
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
 from vlm_lens.hooks.names import HookNameError, nearest_names
 from vlm_lens.inputs import TokenMap
@@ -22,7 +22,11 @@ _OTHER_AXES = re.compile(
 """Names of activations whose first two axes are not the samples and the prompt's positions."""
 
 
-class ActivationCache(transformer_lens.ActivationCache):
+_AT_ROOT = re.compile(r"blocks\.|ln_final\.|hook_")
+"""Names of a decoder's activations without its prefix."""
+
+
+class ActivationCache(StreamCache):
     """Activations by hook name, as in TransformerLens, and by token type.
 
     Everything that TransformerLens' cache does works here (``cache["post", 3]``,
@@ -55,6 +59,8 @@ class ActivationCache(transformer_lens.ActivationCache):
             return super().__getitem__(key)
         except KeyError:
             name = self._full_name(key)
+        if name in self.cache_dict:
+            return self.cache_dict[name]
         if name not in self._deferred:
             near = nearest_names(name, self.cache_dict)
             hint = f" Nearest kept: {', '.join(near)}." if near else ""
@@ -67,12 +73,19 @@ class ActivationCache(transformer_lens.ActivationCache):
         return self.cache_dict[name]
 
     def _full_name(self, key: Any) -> str:
+        """The hook point that a key means; of an encoder with a decoder, the decoder's."""
         if isinstance(key, str):
-            return key if "." in key else get_act_name(key)
-        layer = key[1] if len(key) > 1 else None
-        if layer is not None and layer < 0:
-            key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
-        return get_act_name(*key)
+            name = key if "." in key else get_act_name(key)
+        else:
+            layer = key[1] if len(key) > 1 else None
+            if layer is not None and layer < 0:
+                key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
+            name = get_act_name(*key)
+        return (
+            f"decoder.{name}"
+            if self.model.cfg.is_encoder_decoder and _AT_ROOT.match(name)
+            else name
+        )
 
     @property
     def sizes(self) -> dict[str, int]:

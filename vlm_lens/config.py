@@ -26,6 +26,7 @@ class HookedVLMConfig(TransformerLensConfig):
         image_token_id: Id of the token that stands for one image position; None where images have
             no token of their own.
         audio_token_id: Id of the token that stands for one position of sound.
+        d_vocab_out: How many tokens the model predicts; `d_vocab` is how many it embeds.
         is_encoder_decoder: Whether the language model is an encoder with a decoder.
         vision_encoder: The same sizes for the vision encoder (`n_ctx` counts its patches, class
             token included, or is 0 where that depends on the image).
@@ -36,6 +37,7 @@ class HookedVLMConfig(TransformerLensConfig):
     architecture: str = ""
     image_token_id: int | None = None
     audio_token_id: int | None = None
+    d_vocab_out: int = -1
     is_encoder_decoder: bool = False
     vision_encoder: TransformerLensConfig | None = None
     audio_encoder: TransformerLensConfig | None = None
@@ -67,6 +69,7 @@ def build_config(
     return HookedVLMConfig(
         **sizes["decoder" if encoder_decoder else ""],
         d_vocab=weight.shape[0],
+        d_vocab_out=beneath(Place(hf_model, architecture.unembed).module).out_features,
         positional_embedding_type=_positions(stacks["decoder" if encoder_decoder else ""]),
         model_name=hf_config._name_or_path,
         architecture=type(hf_model).__name__,
@@ -108,13 +111,14 @@ def _stack_sizes(
     }
 
 
-def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any) -> None:
+def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, d_vocab_out: int) -> None:
     """Bring what can change in a living model up to date: dtype, device and vocabulary.
 
     Args:
         cfg: The configuration of the wrapped model.
         hf_model: The model.
         weight: Its token embedding.
+        d_vocab_out: How many tokens its head predicts.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -129,7 +133,7 @@ def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any) -> None:
     for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
         if part is not None:
             part.dtype, part.device = weight.dtype, device
-    cfg.d_vocab = weight.shape[0]
+    cfg.d_vocab, cfg.d_vocab_out = weight.shape[0], d_vocab_out
 
 
 def input_device(hf_model: Any, weight: torch.Tensor) -> str:

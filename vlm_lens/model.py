@@ -14,7 +14,13 @@ from torch import Tensor
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_stacks
-from vlm_lens.architectures.components import HookedAttention, HookedProjector, HookedStack
+from vlm_lens.architectures.components import (
+    HookedAttention,
+    HookedEmbed,
+    HookedProjector,
+    HookedStack,
+    HookedUnembed,
+)
 from vlm_lens.cache import ActivationCache
 from vlm_lens.config import build_config, follow
 from vlm_lens.generation import Generation
@@ -69,8 +75,6 @@ class HookedVLM(Generation):
         )
         self.hf_model = hf_model
         self.processor = processor
-        self._embed = Place(hf_model, self.architecture.embed)
-        self._unembed = Place(hf_model, self.architecture.unembed)
         self._add_components()
         self.setup()
         self._attention: dict[str, AttentionProbe] = {
@@ -92,6 +96,12 @@ class HookedVLM(Generation):
         for name in ("vision_encoder", "audio_encoder", "qformer"):
             if name in stacks:
                 self.add_module(name, stacks.pop(name))
+        self.embed = HookedEmbed(Place(self.hf_model, architecture.embed))
+        self.unembed = HookedUnembed(
+            Place(self.hf_model, architecture.unembed),
+            self.hf_model.config.get_text_config(),
+            capped=architecture.caps_logits,
+        )
         self.projector = HookedProjector(self.hf_model, architecture.projector)
         for name, stack in stacks.items():
             self.add_module(name, stack)
@@ -152,7 +162,8 @@ class HookedVLM(Generation):
     @property
     def cfg(self) -> Any:  # a HookedVLMConfig, of which TransformerLens makes most sizes optional
         """Sizes under TransformerLens' names; dtype, device and vocabulary as they are now."""
-        follow(self._cfg, self.hf_model, beneath(self._embed.module).weight)
+        embed, unembed = beneath(self.embed.hf_module), beneath(self.unembed.hf_module)
+        follow(self._cfg, self.hf_model, embed.weight, unembed.out_features)
         return self._cfg
 
     # Forward ----------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ from vlm_lens.hooks import (
 class HookedAttention(Component):
     """One attention of a block.
 
+    Attributes:
+        norms_heads: Whether what the heads give (`hook_z`) goes through a norm over all of them
+            before it is multiplied with `W_O` (Kosmos-2).
+
     Args:
         root: What the paths are relative to.
         paths: Where its parts are.
@@ -41,6 +45,7 @@ class HookedAttention(Component):
         place = root.at(paths.module)
         super().__init__(place, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
+        self.norms_heads = paths.z is not None
         q, k, v = _projections(root, paths, n_heads, n_kv)
         self.projections = {"W_Q": q, "W_K": k, "W_V": v, "W_O": Projection(root.at(paths.o))}
         self.hook_q = self.output_tap(q.place, _by_head(q, n_heads))

@@ -27,6 +27,9 @@ class HookedBlock(Component):
         patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
 
+    hook_out_is_single_residual_stream = True
+    """Asked by TransformerLens' logit lens: what leaves the block is the stream that it reads."""
+
     def __init__(
         self,
         place: Place,
