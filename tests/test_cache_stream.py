@@ -107,10 +107,10 @@ def test_heads_and_neurons_are_what_they_add(run: Any):
         if not hasattr(blocks[-1], "ln1_post"):
             rows = rows + blocks[-1].attn.b_O
         assert_near(rows, cache["attn_out", -1])
-    neurons = (
-        cache.get_neuron_results(0, pos_slice=-1).sum(-2) + model._language.blocks[0].mlp.b_out
-    )
-    assert_near(neurons, cache["mlp_out", 0][:, -1])
+    parts = cache.decompose_resid(mode="mlp", incl_embeds=False, pos_slice=-1)
+    for layer, part in enumerate(parts):
+        neurons = cache.get_neuron_results(layer, pos_slice=-1).sum(-2)
+        assert_near(neurons + model._language.blocks[layer].mlp.b_out, part)
 
 
 def test_the_logit_lens_of_transformer_lens_ends_at_the_logits(run: Any):

@@ -23,6 +23,29 @@ def _slice(given: Any) -> Slice:
     return given if isinstance(given, Slice) else Slice(given)
 
 
+def names_of_neuron_outputs(model: Any) -> list[str]:
+    """What a cache must hold for `StreamCache.neuron_outputs` of every layer.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> names_of_neuron_outputs(HookedVLM.from_pretrained("shapes-llava"))[:2]
+        ['blocks.0.mlp.hook_post', 'blocks.1.mlp.hook_post']
+    """
+    names = []
+    for layer, block in enumerate(model._language.blocks):
+        names.append(f"blocks.{layer}.mlp.hook_post")
+        if hasattr(block, "ln2_post"):
+            names.append(f"blocks.{layer}.ln2_post.hook_scale")
+        if not hasattr(block, "attn"):
+            names += [f"blocks.{layer}.hook_{kind}" for kind in _OF_A_GATE]
+    return names
+
+
+_OF_A_GATE = ("resid_mid", "mlp_out", "resid_post")
+
 Stack = Float[Tensor, "parts *batch_and_pos d_model"]
 
 
@@ -294,8 +317,8 @@ class StreamCache(transformer_lens.ActivationCache):
     ) -> Tensor:
         """What each neuron of a layer adds to the stream, as in TransformerLens.
 
-        Where a norm comes between the MLP and the stream (Gemma 2 and 3), it is what the norm, with
-        the scale it had, makes of each neuron's output.
+        Where a norm or a gate comes between the MLP and the stream, it is what that makes of each
+        neuron's output, see `neuron_outputs`.
 
         Args:
             layer: The layer.
@@ -305,15 +328,34 @@ class StreamCache(transformer_lens.ActivationCache):
                 these instead of vectors.
         """
         neurons, positions = _slice(neuron_slice), _slice(pos_slice)
-        acts = neurons.apply(positions.apply(self["post", layer], dim=-2), dim=-1)
-        outputs = neurons.apply(self._blocks[layer].mlp.W_out, dim=0)
-        weight, scale = self._after(layer, "ln2_post", positions)
-        if weight is not None:
-            acts, outputs = acts / scale, outputs * weight
+        acts, outputs = self.neuron_outputs(layer)
+        acts = neurons.apply(positions.apply(acts, dim=-2), dim=-1)
+        outputs = neurons.apply(outputs, dim=0)
         if project_output_onto is None:
             return acts[..., None] * outputs
         along = outputs @ project_output_onto
         return acts * along if project_output_onto.ndim == 1 else acts[..., None] * along
+
+    def neuron_outputs(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "*batch_and_pos d_mlp"], Float[Tensor, "d_mlp d_model"]]:
+        """Factors and vectors whose products are what a layer's neurons add to the stream.
+
+        They are activations and `W_out`, with the norm (Gemma 2 and 3) or the gate (Mllama) that
+        comes between the MLP and the stream. `names_of_neuron_outputs` are what this needs kept.
+
+        Args:
+            layer: The layer.
+        """
+        acts, block = self["post", layer], self._blocks[layer]
+        weight, scale = self._after(layer, "ln2_post", Slice(None))
+        if weight is not None:
+            return acts / scale, block.mlp.W_out * weight
+        if hasattr(block, "attn"):
+            return acts, block.mlp.W_out
+        given, added = self["mlp_out", layer], self["resid_post", layer] - self["resid_mid", layer]
+        gate = (given * added).sum(-1, keepdim=True) / given.square().sum(-1, keepdim=True)
+        return acts * gate, block.mlp.W_out
 
     def _stack_neuron_results_apply_ln_projected(
         self,

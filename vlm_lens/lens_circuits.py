@@ -36,7 +36,7 @@ class LensCircuits(LensSurface):
             >>> from vlm_lens import HookedVLM
             >>> model = HookedVLM.from_pretrained("shapes-llava")
             >>> model.OV[2, 0].shape
-            torch.Size([256, 256])
+            torch.Size([128, 128])
         """
         return FactoredMatrix(self._for_each_query_head(self.W_V), self.W_O)
 
@@ -109,7 +109,7 @@ class LensCircuits(LensSurface):
             >>> from vlm_lens import HookedVLM
             >>> model = HookedVLM.from_pretrained("shapes-llava")
             >>> SVDInterpreter(model).get_singular_vectors("OV", 2, head_index=0).shape
-            torch.Size([147, 1, 10])
+            torch.Size([72, 1, 10])
         """
         return dict(self.tl_named_parameters())
 

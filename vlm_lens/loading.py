@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from vlm_lens.architectures import architecture_of
+from vlm_lens.architectures.checks import check_model_types
 from vlm_lens.processors import load_processor
 
 BUNDLED = "shapes-llava"
@@ -39,7 +40,7 @@ def load_model_and_processor(
 
     Raises:
         OSError: The model can be neither reached nor found; the message says what to try.
-        ArchitectureError: vlm_lens has no record of the model's class.
+        ArchitectureError: vlm_lens has no record of the model's class, or of a part of it.
         ValueError: Both a device and a device map were given.
     """
     if device is not None and kwargs.get("device_map") is not None:
@@ -57,7 +58,7 @@ def load_model_and_processor(
     try:
         config = AutoConfig.from_pretrained(path, **hub)
         class_name = _class_name(config)
-        architecture_of(class_name, config)
+        check_model_types(architecture_of(class_name, config), config)
         processor = load_processor(path, **hub)
         model: Any = _model_class(class_name, config, **hub).from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **kwargs
