@@ -8,7 +8,7 @@ stores, as in `TransformerBridge`; in what pairs heads (`OV`, `QK`, composition 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -53,13 +53,13 @@ class LensCircuits(LensSurface):
         """Weights of keys or values by query head: those that share a stored head, repeated."""
         return stored.repeat_interleave(self.cfg.n_heads // stored.shape[axis], dim=axis)
 
-    def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> CompositionScores:
+    def all_composition_scores(self, mode: str) -> CompositionScores:
         """How much each head's output feeds the queries, keys or values of each later one.
 
         As in "A Mathematical Framework for Transformer Circuits", from weights alone.
 
         Args:
-            mode: Which input of the later head.
+            mode: Which input of the later head: ``"Q"``, ``"K"`` or ``"V"``.
 
         Returns:
             Scores of shape [layer, head, later layer, later head], 0 where it is not later.

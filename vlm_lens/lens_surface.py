@@ -9,7 +9,7 @@ of the decoder; the encoder's are at ``model.encoder.blocks``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class LensSurface(TapRoot):
         self,
         single_token: str | int,
         input: str | Int[Tensor, "*one pos"] | Mapping[str, Tensor],
-        mode: Literal["first", "last"] = "first",
+        mode: str = "first",
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
     ) -> int:
