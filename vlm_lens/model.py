@@ -302,6 +302,8 @@ class HookedVLM(Generation):
         everything = names_filter is None
         if everything:
             names_filter = [n for n in self.hook_dict if not n.endswith(_ATTENTION_INNER)]
+        # Without a filter nothing in particular was asked for, so silence is no surprise.
+        asked = [] if everything else self._asked(names_filter)
         kept, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, None, pos_slice, dtype=dtype
         )
@@ -309,13 +311,8 @@ class HookedVLM(Generation):
         with ExitStack() as stack:
             if everything and pos_slice is None:
                 deferred = stack.enter_context(remember_attention(self._attention))
-            # Without a filter nothing in particular was asked for, so silence is no surprise.
-            hooks = (
-                self._set(self._resolve(fwd, bwd), reset_hooks_end, clear_contexts)
-                if everything
-                else self.hooks(fwd, bwd, reset_hooks_end, clear_contexts)
-            )
-            stack.enter_context(hooks)
+            wanted = self._resolve(fwd, bwd)
+            stack.enter_context(self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts))
             output = self.forward(*model_args, **model_kwargs)
             if incl_bwd:
                 output.backward()

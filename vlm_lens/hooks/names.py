@@ -81,23 +81,43 @@ def resolve_names(names_filter: NamesFilter, names: Mapping[str, object]) -> lis
         >>> resolve_names("blocks.*.hook_mlp_out", points)
         ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']
     """
+    wanted = {name for part in matches_of(names_filter, names) for name in part}
+    return [name for name in names if name in wanted]
+
+
+def matches_of(names_filter: NamesFilter, names: Mapping[str, object]) -> list[list[str]]:
+    """What each part of a filter matches: a name itself, a glob or a predicate perhaps many.
+
+    Args:
+        names_filter: As in `resolve_names`.
+        names: As in `resolve_names`.
+
+    Raises:
+        HookNameError: A part matches nothing.
+        TypeError: The filter is none of the accepted kinds.
+
+    Example:
+        >>> points = dict.fromkeys(["hook_embed", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+        >>> matches_of(["hook_embed", "blocks.*"], points)
+        [['hook_embed'], ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']]
+    """
     if names_filter is None:
-        return list(names)
+        return [list(names)]
     if isinstance(names_filter, str):
-        return _resolve_one(names_filter, names)
+        return [_resolve_one(names_filter, names)]
     if callable(names_filter):
-        return _resolve_predicate(names_filter, names)
-    if isinstance(names_filter, Iterable):
-        wanted: dict[str, None] = {}
-        for name in names_filter:
-            if not isinstance(name, str):
-                raise TypeError(f"Expected a list of hook names, but it holds {name!r}.")
-            wanted.update(dict.fromkeys(_resolve_one(name, names)))
-        return [name for name in names if name in wanted]
-    raise TypeError(
-        "Expected a hook name, a glob, a list of these, a predicate on names or None, "
-        f"but got {type(names_filter).__name__}."
-    )
+        return [_resolve_predicate(names_filter, names)]
+    if not isinstance(names_filter, Iterable):
+        raise TypeError(
+            "Expected a hook name, a glob, a list of these, a predicate on names or None, "
+            f"but got {type(names_filter).__name__}."
+        )
+    parts = []
+    for name in names_filter:
+        if not isinstance(name, str):
+            raise TypeError(f"Expected a list of hook names, but it holds {name!r}.")
+        parts.append(_resolve_one(name, names))
+    return parts
 
 
 def _resolve_one(name: str, names: Mapping[str, object]) -> list[str]:
