@@ -12,7 +12,7 @@ from transformer_lens.utilities import get_act_name
 
 from vlm_lens.cache_stream import StreamCache
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
-from vlm_lens.hooks.names import HookNameError, nearest_names
+from vlm_lens.hooks.names import HookNameError, canonical, nearest_names
 from vlm_lens.inputs import TokenMap
 
 _OTHER_AXES = re.compile(
@@ -81,11 +81,8 @@ class ActivationCache(StreamCache):
             if layer is not None and layer < 0:
                 key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
             name = get_act_name(*key)
-        return (
-            f"decoder.{name}"
-            if self.model.cfg.is_encoder_decoder and _AT_ROOT.match(name)
-            else name
-        )
+        of_decoder = self.model.cfg.is_encoder_decoder and _AT_ROOT.match(name)
+        return canonical(f"decoder.{name}" if of_decoder else name)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -28,6 +28,9 @@ class HookedVLMConfig(TransformerLensConfig):
         audio_token_id: Id of the token that stands for one position of sound.
         d_vocab_out: How many tokens the model predicts; `d_vocab` is how many it embeds.
         is_encoder_decoder: Whether the language model is an encoder with a decoder.
+        use_attn_in: Set by `HookedVLM.set_use_attn_in`, like `use_attn_result` and
+            `use_split_qkv_input` by theirs.
+        use_hook_mlp_in: Set by `HookedVLM.set_use_hook_mlp_in`.
         vision_encoder: The same sizes for the vision encoder (`n_ctx` counts its patches, class
             token included, or is 0 where that depends on the image).
         audio_encoder: The same sizes for the audio encoder.
@@ -39,6 +42,8 @@ class HookedVLMConfig(TransformerLensConfig):
     audio_token_id: int | None = None
     d_vocab_out: int = -1
     is_encoder_decoder: bool = False
+    use_attn_in: bool = False
+    use_hook_mlp_in: bool = False
     vision_encoder: TransformerLensConfig | None = None
     audio_encoder: TransformerLensConfig | None = None
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from vlm_lens.architectures import Architecture
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
-from vlm_lens.lens_circuits import LensCircuits
+from vlm_lens.lens_switches import LensSwitches
 from vlm_lens.loss import media_positions
 
 ModelInput = Inputs | Mapping[str, Tensor] | str | list[str] | Tensor
 
 
-class ModelInputs(LensCircuits):
+class ModelInputs(LensSwitches):
     """The part of `HookedVLM` that makes its inputs, and reads whatever it is given."""
 
     architecture: Architecture

@@ -38,6 +38,28 @@ def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
 
 
+SWITCH_OF = {
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+}
+"""Hook points that are there only after ``model.set_<switch>(True)``, and their switches."""
+_OF_A_BLOCK = re.compile(r"(?<=\.)(hook_(?:[qkv]_input|attn_in))$")
+
+
+def canonical(name: str) -> str:
+    """A hook point's name for one of TransformerLens' two: the inputs of heads are attention's.
+
+    Example:
+        >>> canonical("blocks.0.hook_q_input")  # as `get_act_name` has it
+        'blocks.0.attn.hook_q_input'
+    """
+    return name if ".attn." in name else _OF_A_BLOCK.sub(r"attn.\1", name)
+
+
 _LAYER = re.compile(r"(?<=blocks\.)(\d+)(?=\.)")
 
 
@@ -50,7 +72,10 @@ def _no_match(name: str, names: Mapping[str, object]) -> HookNameError:
 
 
 def _hint(name: str, names: Mapping[str, object]) -> str:
-    """A layer that does not exist, or else the nearest names."""
+    """A switch that is off, a layer that does not exist, or else the nearest names."""
+    switch = SWITCH_OF.get(name.rpartition(".")[2])
+    if switch is not None and not any(known.endswith(name.rpartition(".")[2]) for known in names):
+        return f" It is there after `model.set_{switch}(True)`, in the language model's blocks."
     every_layer = _LAYER.sub("*", name)
     if every_layer != name and (siblings := [n for n in names if _glob(every_layer).match(n)]):
         layer = _LAYER.findall(name)[0]
@@ -121,6 +146,7 @@ def matches_of(names_filter: NamesFilter, names: Mapping[str, object]) -> list[l
 
 
 def _resolve_one(name: str, names: Mapping[str, object]) -> list[str]:
+    name = canonical(name)
     if name in names:
         return [name]
     matches = [known for known in names if _glob(name).match(known)] if is_glob(name) else []

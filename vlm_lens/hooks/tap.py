@@ -301,7 +301,9 @@ def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
             if answer is not None:  # other memory, so that what a cache kept is not overwritten
                 shared.data = answer
 
-        return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
+        # First, since the input alone may be replaced too (`hook_mlp_in`).
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        return _At(place, module, handle)
 
     return wire
 
