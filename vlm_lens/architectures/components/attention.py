@@ -79,7 +79,7 @@ class HookedAttention(Component):
                 "be told: hook `hook_z` and `hook_attn_out`."
             )
         return HeadResults(
-            self._out,
+            self.projections["W_O"].place,
             n_heads=self.n_heads,
             weight=lambda: self.W_O,
             patch_rows=self.patch_rows,
@@ -101,9 +101,15 @@ class HookedAttention(Component):
                 f"{self.place.path!r} has {self.n_key_value_heads} for {self.n_heads}, so that no "
                 "copy of the stream belongs to one head: call set_use_split_qkv_input(True)."
             )
+        heads = {"W_Q": self.n_heads, "W_K": self.n_key_value_heads, "W_V": self.n_key_value_heads}
         readers = [
-            ReadBy(projection.place, projection.start, n_heads, partial(self._weight, index))
-            for index, (projection, n_heads) in enumerate(self._by_heads(i) for i in range(3))
+            ReadBy(
+                self.projections[name].place,
+                self.projections[name].start,
+                n_heads,
+                partial(self._weight, name, n_heads),
+            )
+            for name, n_heads in heads.items()
         ]
         n_taps = 3 if split else 1
         return InputCopies(norm, readers, n_taps=n_taps, patch_rows=self.patch_rows).taps

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm_lens.architectures.components.component import Component, bias_of, readable, weight_of
+from vlm_lens.architectures.components.component import Component, Projection, readable
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import effective
 
@@ -38,6 +38,7 @@ class HookedUnembed(Component):
     def __init__(self, place: Place, config: Any, *, capped: bool = False) -> None:
         super().__init__(place)
         self._config, self._capped = (config,), capped
+        self.projections = {"W_U": Projection(place)}
 
     def forward(
         self, normalized: Float[Tensor, "*batch d_model"]
@@ -70,9 +71,9 @@ class HookedUnembed(Component):
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """One column a token, without the final norm's weight."""
-        return weight_of(self.hf_module)
+        return self.projections["W_U"].weight
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias, or zeros where there is none."""
-        return bias_of(self.hf_module)
+        return self.projections["W_U"].bias
