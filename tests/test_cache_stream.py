@@ -144,6 +144,14 @@ def test_the_logit_lens_caps_logits_as_the_model_does():
     assert (uncapped - logits).abs().max() > 0.05
 
 
+def test_a_cache_of_one_kind_of_part_has_the_parts_of_that_kind(run: Any):
+    model, inputs, _, cache = run
+    prefix = "decoder." if model.cfg.is_encoder_decoder else ""
+    _, some = model.run_with_cache(inputs, names_filter=f"{prefix}blocks.0.hook_mlp_out")
+    found = some.decompose_resid(1, mode="mlp", incl_embeds=False)
+    assert torch.equal(found[0], cache["mlp_out", 0])
+
+
 def test_a_cache_without_a_batch_axis_reads_the_same(run: Any):
     model, _, logits, cache = run
     prefix = "decoder." if model.cfg.is_encoder_decoder else ""

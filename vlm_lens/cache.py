@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformer_lens.utilities import get_act_name
 
 from vlm_lens.cache_stream import StreamCache
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
-from vlm_lens.hooks.names import HookNameError, canonical, nearest_names
+from vlm_lens.hooks.names import HookNameError, nearest_names
 from vlm_lens.inputs import TokenMap
 
 _OTHER_AXES = re.compile(
@@ -20,10 +19,6 @@ _OTHER_AXES = re.compile(
     r"|hook_(attn_scores|pattern)$|cross_attn\.hook_[kv]$"
 )
 """Names of activations whose first two axes are not the samples and the prompt's positions."""
-
-
-_AT_ROOT = re.compile(r"blocks\.|ln_final\.|hook_")
-"""Names of a decoder's activations without its prefix."""
 
 
 class ActivationCache(StreamCache):
@@ -71,18 +66,6 @@ class ActivationCache(StreamCache):
         value = self._deferred[name]()
         self.cache_dict[name] = value if self.has_batch_dim else value[0]
         return self.cache_dict[name]
-
-    def _full_name(self, key: Any) -> str:
-        """The hook point that a key means; of an encoder with a decoder, the decoder's."""
-        if isinstance(key, str):
-            name = key if "." in key else get_act_name(key)
-        else:
-            layer = key[1] if len(key) > 1 else None
-            if layer is not None and layer < 0:
-                key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
-            name = get_act_name(*key)
-        of_decoder = self.model.cfg.is_encoder_decoder and _AT_ROOT.match(name)
-        return canonical(f"decoder.{name}" if of_decoder else name)
 
     @property
     def sizes(self) -> dict[str, int]:

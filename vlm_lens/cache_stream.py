@@ -8,14 +8,17 @@ by a scale and no more, so that the weight counts once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 import transformer_lens
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities import Slice, get_act_name
+
+from vlm_lens.hooks.names import canonical
 
 
 def _slice(given: Any) -> Slice:
@@ -44,8 +47,11 @@ def names_of_neuron_outputs(model: Any) -> list[str]:
     return names
 
 
+_AT_ROOT = re.compile(r"blocks\.|ln_final\.|hook_")
+"""Names of a decoder's activations without its prefix."""
 _OF_A_GATE = ("resid_mid", "mlp_out", "resid_post")
 
+_Key = tuple[str, int]
 Stack = Float[Tensor, "parts *batch_and_pos d_model"]
 
 
@@ -64,6 +70,18 @@ class StreamCache(transformer_lens.ActivationCache):
     def _up_to(self, layer: int | None) -> int:
         """How many layers are before a point of the stream; None and -1 stand for all."""
         return self.model.cfg.n_layers if layer in (None, -1) else int(layer or 0)
+
+    def _full_name(self, key: Any) -> str:
+        """The hook point that a key means; of an encoder with a decoder, the decoder's."""
+        if isinstance(key, str):
+            name = key if "." in key else get_act_name(key)
+        else:
+            layer = key[1] if len(key) > 1 else None
+            if layer is not None and layer < 0:
+                key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
+            name = get_act_name(*key)
+        of_decoder = self.model.cfg.is_encoder_decoder and _AT_ROOT.match(name)
+        return canonical(f"decoder.{name}" if of_decoder else name)
 
     # Streams ----------------------------------------------------------------------------------
 
@@ -163,32 +181,47 @@ class StreamCache(transformer_lens.ActivationCache):
             return_labels: Also return the names of the parts.
         """
         last, positions = self._up_to(layer), _slice(pos_slice)
-        parts = {"embed": self["hook_embed"]} if incl_embeds else {}
-        for index, block in enumerate(self._blocks[: last + mlp_input]):
-            parts |= {
-                f"{index}_{name}": value
-                for name, kind, value in self._added(index, block)
-                if mode in ("all", kind) and (index < last or kind == "attn")
-            }
-        stack = torch.stack([positions.apply(part, dim=-2) for part in parts.values()])
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, last, mlp_input, positions)
+        parts = self._parts(last, mlp_input, mode=mode, incl_embeds=incl_embeds)
+        stack = self._scaled(parts, last, mlp_input, positions, apply_ln)
         return (stack, list(parts)) if return_labels else stack
 
-    def _added(self, layer: int, block: Any) -> Iterator[tuple[str, str, Tensor]]:
-        """Name, kind and value of what a block adds, in order."""
+    def _parts(
+        self, layer: int, mlp_input: bool, *, mode: str = "all", incl_embeds: bool = True
+    ) -> dict[str, Tensor]:
+        """What is added to the stream before a layer, or before its MLP, by label."""
+        parts = {"embed": self["hook_embed"]} if incl_embeds else {}
+        for index, block in enumerate(self._blocks[: layer + mlp_input]):
+            for kind, name, upper, lower in self._added(index, block):
+                if mode in ("all", kind) and (index < layer or kind == "attn"):
+                    value = self[upper] if lower is None else self[upper] - self[lower]
+                    parts[f"{index}_{name}"] = value
+        return parts
+
+    def _scaled(
+        self,
+        parts: Mapping[str, Tensor],
+        layer: int,
+        mlp_input: bool,
+        positions: Slice,
+        apply_ln: bool,
+    ) -> Stack:
+        """Parts at some positions as a stack, divided by the scale of a norm or not."""
+        stack = torch.stack([positions.apply(part, dim=-2) for part in parts.values()])
+        return self.apply_ln_to_stack(stack, layer, mlp_input, positions) if apply_ln else stack
+
+    def _added(self, layer: int, block: Any) -> Iterator[tuple[str, str, _Key, _Key | None]]:
+        """Kind and name of what a block adds, in order, and the keys of it or of its ends."""
         if hasattr(block, "attn"):
-            yield "attn_out", "attn", self["attn_out", layer]
+            yield "attn", "attn_out", ("attn_out", layer), None
             if hasattr(block, "cross_attn"):
-                yield "cross_attn_out", "attn", self["cross_attn_out", layer]
-            yield "mlp_out", "mlp", self["mlp_out", layer]
+                yield "attn", "cross_attn_out", ("cross_attn_out", layer), None
+            yield "mlp", "mlp_out", ("mlp_out", layer), None
         else:  # Mllama's blocks that attend to the image multiply what they add with gates
-            middle = self["resid_mid", layer]
-            yield "cross_attn_out", "attn", middle - self["resid_pre", layer]
-            yield "mlp_out", "mlp", self["resid_post", layer] - middle
+            middle = ("resid_mid", layer)
+            yield "attn", "cross_attn_out", middle, ("resid_pre", layer)
+            yield "mlp", "mlp_out", ("resid_post", layer), middle
         if layer < min(self._n_deepstack, len(self._blocks) - 1):
-            added = self["resid_pre", layer + 1] - self["resid_post", layer]
-            yield "deepstack", "deepstack", added
+            yield "deepstack", "deepstack", ("resid_pre", layer + 1), ("resid_post", layer)
 
     @property
     def _n_deepstack(self) -> int:
@@ -210,24 +243,27 @@ class StreamCache(transformer_lens.ActivationCache):
         Where there are parts that TransformerLens does not know (see `decompose_resid`), they come
         last.
         """
-        last = self._up_to(layer)
-        options = {"mlp_input": mlp_input, "apply_ln": apply_ln, "pos_slice": pos_slice}
-        stack, labels = super().get_full_resid_decomposition(
+        last, positions = self._up_to(layer), _slice(pos_slice)
+        found: Any = super().get_full_resid_decomposition(
             last,
-            expand_neurons=expand_neurons,
+            mlp_input,
+            expand_neurons,
+            apply_ln,
+            positions,
             return_labels=True,
             project_output_onto=project_output_onto,
-            **options,
         )
-        others, names = self.decompose_resid(last, return_labels=True, **options)
-        known = ("attn_out", "mlp_out")
-        kept = [i for i, name in enumerate(names) if name.partition("_")[2] not in ("", *known)]
-        if not self.has_embed:  # that of a decoder has another name, so TransformerLens passes over
-            kept = [names.index("embed"), *kept]
-        more = others[kept]
-        if project_output_onto is not None:
-            more = more @ project_output_onto
-        stack, labels = torch.cat([stack, more]), [*labels, *(names[i] for i in kept)]
+        stack, labels = found
+        known = ("attn_out", "mlp_out", *(["embed"] if self.has_embed else []))
+        others = {
+            name: part
+            for name, part in self._parts(last, mlp_input).items()
+            if not name.endswith(known) or name.endswith("cross_attn_out")
+        }
+        if others:
+            more = self._scaled(others, last, mlp_input, positions, apply_ln)
+            along = more if project_output_onto is None else more @ project_output_onto
+            stack, labels = torch.cat([stack, along]), [*labels, *others]
         return (stack, labels) if return_labels else stack
 
     # Heads and neurons ------------------------------------------------------------------------
@@ -296,17 +332,10 @@ class StreamCache(transformer_lens.ActivationCache):
 
     def _by_head(self, layer: int, positions: Slice) -> Float[Tensor, "head *batch_and_pos d"]:
         result = positions.apply(self["result", layer], dim=-3).movedim(-2, 0)
-        weight, scale = self._after(layer, "ln1_post", positions)
-        return result if weight is None else result * weight / scale
-
-    def _after(
-        self, layer: int, name: str, positions: Slice
-    ) -> tuple[Float[Tensor, " d_model"] | None, Tensor | None]:
-        """Weight and scale of a norm of what a part of a block gives, where there is one."""
-        norm = getattr(self._blocks[layer], name, None)
+        norm = getattr(self._blocks[layer], "ln1_post", None)
         if norm is None:
-            return None, None
-        return norm.w, positions.apply(self["scale", layer, name], dim=-2)
+            return result
+        return result * norm.w / positions.apply(self["scale", layer, "ln1_post"], dim=-2)
 
     def get_neuron_results(
         self,
@@ -348,9 +377,8 @@ class StreamCache(transformer_lens.ActivationCache):
             layer: The layer.
         """
         acts, block = self["post", layer], self._blocks[layer]
-        weight, scale = self._after(layer, "ln2_post", Slice(None))
-        if weight is not None:
-            return acts / scale, block.mlp.W_out * weight
+        if hasattr(block, "ln2_post"):
+            return acts / self["scale", layer, "ln2_post"], block.mlp.W_out * block.ln2_post.w
         if hasattr(block, "attn"):
             return acts, block.mlp.W_out
         given, added = self["mlp_out", layer], self["resid_post", layer] - self["resid_mid", layer]
