@@ -98,12 +98,32 @@ def test_patterns_not_kept_are_computed_when_asked_for(tiny: Tiny):
         inputs = tiny.inputs(kind)
         _, cache = tiny.model.run_with_cache(inputs)
         _, kept = tiny.model.run_with_cache(inputs, names_filter="*attn.hook_[ap]*")
-        assert "blocks.0.attn.hook_pattern" not in cache.keys()  # noqa: SIM118
+        assert set(cache.keys()) == set(cache) == set(tiny.model.hook_dict)
         assert len(kept) == 12
         for name in kept:
             assert torch.equal(cache[name], kept[name])
-        assert "blocks.0.attn.hook_pattern" in cache.keys()  # noqa: SIM118
         assert torch.equal(cache["pattern", -1], kept["pattern", 2])
+        assert len(cache) == len(tiny.model.hook_dict) == len(list(cache.items()))
+        _, some = tiny.model.run_with_cache(inputs, pos_slice=(2, 4))
+        for name in ("blocks.0.attn.hook_pattern", "blocks.1.attn.hook_attn_scores"):
+            assert torch.equal(some[name], cache[name][:, :, 2:4])
+        _, both = tiny.model.run_with_cache(inputs)
+        both.to(torch.float64).to("cpu")
+        for name in ("blocks.0.attn.hook_pattern", "blocks.0.hook_mlp_out"):
+            assert torch.equal(both[name], cache[name].double())
+
+
+def test_gradients_of_patterns_need_no_filter(llava: Tiny):
+    inputs, name = llava.inputs("image"), "blocks.1.attn.hook_pattern"
+    with torch.enable_grad():
+        loss, everything = llava.model.run_with_cache(inputs, return_type="loss", incl_bwd=True)
+        _, some = llava.model.run_with_cache(
+            inputs, return_type="loss", names_filter=name, incl_bwd=True
+        )
+    assert_near(everything[f"{name}_grad"], some[f"{name}_grad"])
+    assert everything[f"{name}_grad"].abs().max() > 0
+    assert torch.equal(loss, llava.model(inputs, return_type="loss"))
+    assert f"{name}_grad" not in everything.sizes
 
 
 def test_computed_patterns_show_the_intervention_they_were_made_under(llava: Tiny):

@@ -123,7 +123,10 @@ def test_another_question_about_the_bundled_image(loaded: list, tmp_path: Path) 
         ({"--image": "."}, "is a directory"),
         ({"--out": "missing/report.html"}, "there is no folder 'missing'"),
         ({"--out": "."}, "it is a folder"),
-        ({"--question": " "}, "empty"),
+        ({"--question": " "}, "--question is empty"),
+        ({"--question": ""}, "--question is empty"),
+        ({"--out": "report.png"}, "it will be a page, whose name ends in .html"),
+        ({"--out": "scene.png/report.html"}, "there is a file 'scene.png'"),
         ({"--top": "0"}, "expected to ablate 1 to 32 neurons"),
         ({"--top": "1000"}, "got 1000"),
     ],
@@ -142,7 +145,7 @@ def test_bad_input_is_one_line_and_code_2(
     assert demo(*(part for pair in given.items() for part in pair)) == 2
     assert message in refusal(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
-    assert bool(loaded) == ("--top" in changes or "--question" in changes)  # else: not even loaded
+    assert bool(loaded) == ("--top" in changes)  # else: not even loaded
 
 
 def test_an_image_needs_a_question(image: Path, capsys: pytest.CaptureFixture[str]) -> None:

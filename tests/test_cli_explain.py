@@ -183,6 +183,8 @@ CHAT = ("--explainer", "chat", "--endpoint", "http://localhost:1/v1", "--chat-mo
         ([*CHAT, "--endpoint", "http://me:secret@x/v1"], "without user, password"),
         ([*CHAT, "--key-variable", "sk-secret"], "not the key itself"),
         ([*CHAT, "--timeout", 0], "timeout=0"),
+        ([*CHAT, "--endpoint", "http://x/\nv1"], "without white space"),
+        ([*CHAT, "--prices", -1, 2], "prices of at least 0"),
         ([*CHAT, "--simulator", "concepts"], "concepts cannot be predicted from"),
         (["--explainer", "model"], "add --clip NAME, or --simulator chat"),
         (["--endpoint", "http://localhost:1/v1"], "--endpoint has no meaning here"),
@@ -334,6 +336,59 @@ def test_a_failing_server_ends_the_run_and_the_same_command_goes_on(
     later = {json.dumps(request) for request in server.requests[5:]}
     assert not later & set(before)  # nothing is paid twice
     assert len(Explanations.load(out)) == 3
+    n = len(server.requests)
+    assert run(*command) == 0
+    assert len(server.requests) == n
+    assert loaded
+
+
+RUBBISH = [
+    Reply(body=b"<html>down</html>", headers={"Content-Type": "text/html"}),
+    Reply(body=b""),
+    Reply(content=None),
+]
+"""A page, nothing, and a model that is silent; `test_chat` has more."""
+
+
+def test_rubbish_is_an_error_and_is_asked_for_again(
+    loaded: list, server: Server, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*by_chat(server, out=out), "--yes"]
+    for rubbish in RUBBISH:
+        before = len(server.requests)
+        server.otherwise = lambda _, rubbish=rubbish: rubbish
+        last = refused(capsys, *command)
+        assert "reply as a chat endpoint does" in last or "No reply could be used" in last
+        assert "the same command goes on from there" in last
+        assert len(server.requests) > before
+        assert not (out / "explanations.json").exists()
+    server.otherwise = answer
+    assert run(*command) == 0
+    assert len(Explanations.load(out)) == 3
+    assert loaded
+
+
+def test_what_had_no_reply_is_asked_again_and_nothing_else(
+    loaded: list, server: Server, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*by_chat(server, out=out), "--yes"]
+    asked: list[int] = []
+
+    def refuse_first(request: dict) -> Reply:
+        asked.append(1)
+        return Reply(content=None) if len(asked) <= 2 else answer(request)
+
+    server.otherwise = refuse_first
+    assert run(*command) == 0
+    assert "is asked again when the same is explained again" in capsys.readouterr().out
+    assert len(Explanations.load(out)) == 2
+    n = len(server.requests)
+    server.otherwise = answer
+    assert run(*command) == 0
+    assert len(Explanations.load(out)) == 3
+    later = [json.dumps(request) for request in server.requests[n:]]
+    assert json.dumps(server.requests[0]) in later
+    assert not {*later} & {json.dumps(request) for request in server.requests[2:n]}
     n = len(server.requests)
     assert run(*command) == 0
     assert len(server.requests) == n

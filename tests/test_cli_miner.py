@@ -290,6 +290,36 @@ def test_controls_need_answers(
 # Going on -----------------------------------------------------------------------------------------
 
 
+def test_what_is_derived_is_made_anew(loaded: list, out: Path) -> None:
+    assert run("miner", *FEW, "--out", out) == 0
+    derived = [out / "layer_counts.json", out / "set_overlap.json", out / "report.html"]
+    derived += [*(out / "selected").glob("*.json")]
+    before = [path.read_bytes() for path in derived]
+    for damage in (b'{\n "format": "vlm', b"\0\0"):
+        for path in derived:
+            path.write_bytes(damage)
+        assert run("miner", *FEW, "--out", out) == 0
+        assert [path.read_bytes() for path in derived] == before
+    assert len(loaded) == 3
+
+
+def test_a_folder_under_two_names_is_one_data_set(
+    loaded: list, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "data")
+    (tmp_path / "link").symlink_to(folder)
+    for other in (
+        folder,
+        f"{folder}/",
+        f"{tmp_path}/./data",
+        f"{folder}/../data",
+        tmp_path / "link",
+    ):
+        said = refused(capsys, "miner", "--data", folder, "--data", other, *FEW, "--out", out)
+        assert "is named twice" in said
+    assert loaded == []
+
+
 def test_interrupted_scoring_goes_on(
     loaded: list,
     tmp_path: Path,
@@ -359,7 +389,6 @@ def test_a_folder_belongs_to_one_command(
         (["--n", 0], "expected --n of at least 1, got 0"),
         (["--batch-size", 0], "expected --batch-size of at least 1, got 0"),
         (["--ratio", 0], "expected --ratio above 0 and at most 1, got 0.0"),
-        (["--ratio", "nan"], "expected --ratio above 0 and at most 1, got nan"),
         (["--ratios", 0.1, 2], "expected --ratios above 0 and at most 1, got 2.0"),
         (["--n-measured", 0], "expected --n-measured of at least 1"),
         (["--max-new-tokens", 0], "expected --max-new-tokens of at least 1"),

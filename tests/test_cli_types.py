@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from tests.handing_out import Asked, hand_out
+from tests.interrupting import Killed, interrupted
 from tests.page import Page, assert_self_contained
 from tests.test_cli_search import ATTACK, interrupt, refused, run, watch
 from tests.tiny import Tiny, picture
@@ -266,15 +269,51 @@ def test_a_folder_belongs_to_one_command(
     assert len(loaded) == 2
 
 
-def test_a_damaged_checkpoint_is_refused(
-    loaded: list, out: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        ("checkpoint/statistics-progress.json", "what is half done starts anew"),
+        ("checkpoint/*.safetensors", "what is half done starts anew"),
+        ("run.json", "name a new folder with --out"),
+    ],
+)
+def test_what_is_damaged_says_what_to_delete(
+    loaded: list, out: Path, capsys: pytest.CaptureFixture[str], damaged: str, said: str
 ) -> None:
     given = ("types", *FEW, "--batch-size", 1, "--out", out)
     interrupt("scored", 2, *given)
-    (out / "checkpoint" / "statistics-progress.json").write_text("{")
+    [path] = out.glob(damaged)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
     capsys.readouterr()
-    assert "it is damaged" in refused(capsys, *given)
-    assert len(loaded) == 2
+    line = refused(capsys, *given)
+    assert "damaged" in line
+    named = out / damaged.replace("*.safetensors", "statistics-progress.json")
+    assert f"To go on, delete '{named}': " in line
+    assert said in line
+    if damaged != "run.json":
+        named.unlink()
+        assert run(*given) == 0
+    assert loaded
+
+
+def test_whatever_ends_a_run_the_same_command_goes_on(
+    loaded: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is killed, or the disk is full, between the files of a checkpoint and of a result."""
+    whole, given = tmp_path / "whole", ("types", *FEW, "--out")
+    assert run(*given, whole) == 0
+    for number, killed in [(4, True), (11, False), (15, True)]:
+        out = tmp_path / f"{number}"
+        with suppress(Killed), interrupted(number, killed=killed) as failed:
+            capsys.readouterr()
+            assert run(*given, out) == 1
+            last = capsys.readouterr().err.splitlines()[-1]
+            assert re.fullmatch(rf".*cannot write '{out}.*Make room and run the same command", last)
+        assert failed, number
+        assert run(*given, out) == 0
+        assert_same(NeuronTypes.load(out), NeuronTypes.load(whole))
+        assert not [*out.rglob(".*")]
+    assert loaded
 
 
 # What is refused ----------------------------------------------------------------------------------
@@ -286,7 +325,6 @@ def test_a_damaged_checkpoint_is_refused(
         (["--n", 0], "expected --n of at least 1, got 0"),
         (["--top-samples", 0], "expected --top-samples of at least 1"),
         (["--T-v", 10], "expected T_v from 0 to below 10, got 10.0"),
-        (["--T-t", "nan"], "expected T_t from 0 to below 10, got nan"),
         (["--n-t", 0], "expected a whole number n_t of at least 1, got 0"),
         (["--high-confidence", 1], "expected high_confidence from 0 to below 1"),
         (["--alpha", -1], "expected alpha from 0 to below 1"),

@@ -14,6 +14,7 @@ from tests.conftest import assert_no_hooks
 from tests.families import FAMILIES, KINDS, build, example
 from tests.families.base import picture
 from vlm_lens import HookedVLM
+from vlm_lens.masking.examples import media_tokens
 
 BUILT: dict[str, HookedVLM] = {}
 ENCODER_DECODERS = ["instructblip-t5", "blip2-t5"]
@@ -47,7 +48,7 @@ def inputs_of(name: str, kind: str) -> dict[str, Tensor]:
 
 def greedy(model: HookedVLM, n: int = 5) -> dict[str, Any]:
     """Exactly `n` tokens, none of which stands for a picture or a sound: there is none for it."""
-    media = [token for token in (model.cfg.image_token_id, model.cfg.audio_token_id) if token]
+    media = media_tokens(model)
     options = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False}
     return {**options, **({"bad_words_ids": [[token] for token in media]} if media else {})}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -68,10 +69,20 @@ def test_remote_code_is_not_trusted(folder: Path):
     assert not (folder / "trace").exists()
 
 
-@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "shapes-lava"])
-def test_a_model_that_cannot_be_reached_says_what_to_try(name: str):
+@pytest.mark.parametrize("name", ["no-such/model", "no/such/folder", "shapes-lava"])
+def test_a_model_that_cannot_be_reached_says_what_to_try(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def repo_info(_: object, name: str, **__: object) -> None:
+        asked.append(name)
+        raise RuntimeError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
     with pytest.raises(OSError, match=r"Could not load.*shapes-llava.*bundled.*local_files_only"):
         HookedVLM.from_pretrained(name)
+    assert len(asked) <= 1
 
 
 @pytest.mark.parametrize(
@@ -89,4 +100,44 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     (folder / "model.safetensors").unlink()
     with pytest.raises(ArchitectureError, match=message):
+        HookedVLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["./nope", "/no/such/folder", "../nope", "~/nope", Path("nope")])
+def test_a_folder_that_is_not_there_is_said_so_without_asking_anybody(
+    name: str | Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vlm_lens.loading.check_hub_answers", pytest.fail)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder '{name}'"):
+        HookedVLM.from_pretrained(name)
+
+
+def test_folders_without_a_model_say_what_is_missing(folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no config.json in it"):
+        HookedVLM.from_pretrained(tmp_path / "empty")
+    with pytest.raises(NotADirectoryError, match="is a file: name the folder"):
+        HookedVLM.from_pretrained(str(folder / "config.json"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="there are no weights in .*copy all of its files"):
+        HookedVLM.from_pretrained(folder)
+
+
+def test_an_empty_text_is_no_name():
+    with pytest.raises(TypeError, match="Expected the name or folder of a model"):
+        HookedVLM.from_pretrained("")
+
+
+@pytest.mark.parametrize("name", ["shapes-llava", Path("some/folder")])
+def test_a_name_in_place_of_a_model_says_how_to_load_it(name: str | Path):
+    with pytest.raises(TypeError, match=f"from_pretrained\\('{name}'\\) loads one"):
+        HookedVLM(name)
+
+
+def test_a_disk_that_is_full_is_not_the_name_s_fault(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "cache/model.safetensors")
+
+    monkeypatch.setattr("vlm_lens.loading.load_processor", full)
+    with pytest.raises(OSError, match="No space left on device: 'cache/model.safetensors'"):
         HookedVLM.from_pretrained(folder)

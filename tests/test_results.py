@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.interrupting import Killed, interrupted
 from vlm_lens.results import provenance, read_result, write_result
 from vlm_lens.versions import versions
+from vlm_lens.whole_file import DamagedError
 
 INF, NAN = float("inf"), float("nan")
 
@@ -44,7 +51,7 @@ def test_what_is_not_finite_is_a_text_in_strict_json(tmp_path):
     refuse = pytest.fail  # is called for Infinity and NaN, which are no JSON
     content = json.loads((tmp_path / "some.json").read_text(), parse_constant=refuse)
     assert content["fields"] == {"a": ["inf", "-inf", "nan"], "b": "'inf"}
-    assert content["version"] == 1
+    assert content["version"] == 2
 
 
 def test_tuples_numpy_numbers_and_broken_texts(tmp_path):
@@ -108,13 +115,26 @@ def test_a_result_replaces_its_own_kind_only(tmp_path):
     assert files == ["model.safetensors", "notes.txt", "one.json", "two.json"]
 
 
-@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 @pytest.mark.parametrize("content", ["{}", "mine", '{"format": "other"}', "[]", "[" * 100_000])
-def test_files_of_others_are_not_replaced(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+def test_files_of_others_are_not_replaced(tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
     with pytest.raises(FileExistsError, match="is no result of vlm_lens"):
         write_result(tmp_path, kind="model", fields={}, tensors={"a": torch.ones(1)})
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.json", content)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 29, 40, 90])
+def test_what_a_full_disk_has_cut_short_is_ours(tmp_path, n):
+    write_result(tmp_path, kind="some", fields={"n": 1}, tensors={"a": torch.ones(1)})
+    path = tmp_path / "some.json"
+    path.write_bytes(path.read_bytes()[:n])
+    with pytest.raises(
+        DamagedError, match="To go on, delete .*some.json': it has to be made again"
+    ):
+        read_result(tmp_path, kind="some")
+    write_result(tmp_path, kind="some", fields={"n": 2}, tensors={"a": torch.zeros(1)})
+    assert read_result(tmp_path, kind="some") == ({"n": 2}, {"a": torch.zeros(1)})
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
@@ -123,17 +143,89 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         write_result(tmp_path / "file", kind="some", fields={})
 
 
-def test_a_failed_write_leaves_the_old_result(tmp_path, monkeypatch):
-    write_result(tmp_path, kind="some", fields={"n": 1}, tensors={"a": torch.ones(1)})
+@pytest.fixture(scope="module")
+def of_version_1(tmp_path_factory):
+    """A result as vlm_lens 0.1.0 wrote it."""
+    folder = tmp_path_factory.mktemp("version 1")
+    packed = safetensors.torch.save({"a": torch.ones(1)})
+    digest = hashlib.sha256(packed).hexdigest()
+    (folder / "some.json").write_text(content(version=1, fields={"n": 1}, sha256=digest))
+    (folder / "some.safetensors").write_bytes(packed)
+    return folder
 
-    def fails(*_: object) -> None:
-        raise OSError("disk full")
 
-    monkeypatch.setattr("os.replace", fails)
-    with pytest.raises(OSError, match="disk full"):
-        write_result(tmp_path, kind="some", fields={"n": 2}, tensors={"a": torch.zeros(1)})
+def test_results_of_version_1_are_read_and_replaced(of_version_1, tmp_path):
+    shutil.copytree(of_version_1, tmp_path, dirs_exist_ok=True)
+    (tmp_path / f".some.json.{'0' * 32}.tmp").write_text("never finished")
     assert read_result(tmp_path, kind="some") == ({"n": 1}, {"a": torch.ones(1)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.json", "some.safetensors"]
+    write_result(tmp_path, kind="some", fields={"n": 2})
+    assert read_result(tmp_path, kind="some") == ({"n": 2}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+
+
+STATES = {"nothing": None, "a result": {"a": torch.ones(1)}, "one without tensors": {}}
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("before", [*STATES, "version 1"])
+@pytest.mark.parametrize("after", [{"a": torch.zeros(1)}, {}], ids=["tensors", "none"])
+def test_whatever_ends_a_write_leaves_the_old_result_or_the_new(
+    of_version_1, tmp_path, monkeypatch, before, after, locks
+):
+    """Each file operation fails in turn, as on a full disk, or is where the program is killed."""
+    if not locks:
+        monkeypatch.setattr("vlm_lens.whole_file.fcntl", None)
+    new = ({"n": 2}, after)
+    for killed in (False, True):
+        for number in range(100):
+            folder = tmp_path / f"{killed} {number}"
+            if before == "version 1":
+                shutil.copytree(of_version_1, folder)
+            elif before != "nothing":
+                write_result(folder, kind="some", fields={"n": 1}, tensors=STATES[before])
+            old = read_result(folder, kind="some") if folder.exists() else None
+            ending = suppress(OSError, Killed)
+            with ending, interrupted(number, killed=killed) as failed:
+                write_result(folder, kind="some", fields={"n": 2}, tensors=after)
+            there = (folder / "some.json").exists()
+            assert (read_result(folder, kind="some") if there else None) in (old, new)
+            write_result(folder, kind="some", fields={"n": 2}, tensors=after)
+            assert read_result(folder, kind="some") == new
+            if locks:
+                left = {path.name for path in folder.iterdir()}
+                assert len(left - {"some.safetensors"}) == 1 + bool(after), left
+            if not failed:
+                break
+        assert number > 3
+
+
+def test_a_full_disk_is_an_error_with_the_path_asked_for(tmp_path):
+    write_result(tmp_path, kind="some", fields={"n": 1}, tensors={"a": torch.ones(1)})
+    named = r"No space left.*some\.[0-9a-f]*\.safetensors'$"
+    with pytest.raises(OSError, match=named) as caught, interrupted(0):
+        write_result(tmp_path, kind="some", fields={"n": 2}, tensors={"a": torch.zeros(1)})
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_where_there_are_no_locks_nothing_piles_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_lens.whole_file.fcntl", None)
+    (tmp_path / f"some.{'0' * 16}.safetensors").write_bytes(b"somebody else is writing")
+    for n in range(3):
+        write_result(tmp_path, kind="some", fields={"n": n}, tensors={"a": torch.tensor(n)})
+    assert read_result(tmp_path, kind="some") == ({"n": 2}, {"a": torch.tensor(2)})
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_two_who_write_at_once_leave_one_whole_result(tmp_path):
+    def write(n):
+        for _ in range(20):
+            write_result(tmp_path, kind="some", fields={"n": n}, tensors={"a": torch.tensor(n)})
+            fields, tensors = read_result(tmp_path, kind="some")
+            assert tensors["a"] == fields["n"]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_missing_result_says_what_is_there(tmp_path):
@@ -148,8 +240,8 @@ def test_a_missing_result_says_what_is_there(tmp_path):
 
 
 def content(**changes: object) -> str:
-    whole = {"format": "vlm_lens.result", "version": 1, "kind": "some", "fields": {}}
-    return json.dumps({**whole, "sha256": None} | changes)
+    whole = {"format": "vlm_lens.result", "version": 2, "kind": "some", "fields": {}}
+    return json.dumps({**whole, "tensors": None} | changes)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +252,16 @@ def content(**changes: object) -> str:
         (content()[:-9], "it is damaged, or no result"),
         ("[]", "no result of vlm_lens"),
         (content(format="vlm_lens.NeuronSet"), "no result of vlm_lens"),
-        (content(version=2), "format version 2, and this is 1: update vlm_lens"),
-        (content(version="1"), "format version '1', and this is 1: it is damaged"),
-        (content(version=0), "format version 0, and this is 1: it is damaged"),
-        (content(kind="scores"), "it says that it is of kind 'scores': was it renamed"),
+        (content(version=3), "format version 3, and this is 2: update vlm_lens"),
+        (content(version="1"), "it is damaged"),
+        (content(version=0), "it is damaged"),
+        (content(kind="scores"), "it says that it is of kind 'scores', damaged or renamed"),
         (content(fields=[]), "it is damaged"),
-        (content(sha256=3), "it is damaged"),
+        (content(version=1), "it is damaged"),
+        (content(version=1, sha256=3), "it is damaged"),
+        (content(tensors=3), "it is damaged"),
+        (content(tensors={"file": "some.safetensors"}), "it is damaged"),
+        (content(tensors={"file": 3, "sha256": ""}), "it is damaged"),
     ],
 )
 def test_other_files_are_refused_with_a_reason(tmp_path, text, message):
@@ -178,13 +274,14 @@ def test_other_files_are_refused_with_a_reason(tmp_path, text, message):
 
 def test_tensors_must_belong_to_the_fields(tmp_path):
     write_result(tmp_path, kind="some", fields={}, tensors={"a": torch.ones(3)})
-    path = tmp_path / "some.safetensors"
+    [path] = tmp_path.glob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"\1")
-    with pytest.raises(ValueError, match="damaged, or from another result"):
+    advice = "To go on, delete '.*some.json'"
+    with pytest.raises(DamagedError, match=f"damaged, or from another result.*{advice}"):
         read_result(tmp_path, kind="some")
     path.unlink()
-    with pytest.raises(ValueError, match="it is missing: keep it"):
+    with pytest.raises(DamagedError, match=f"it is missing: keep it.*{advice}"):
         read_result(tmp_path, kind="some")
 
 
@@ -199,7 +296,8 @@ def test_pickles_are_never_read(tmp_path):
     pickled = pickle.dumps(Bomb())
     (tmp_path / "some.safetensors").write_bytes(pickled)
     digest = hashlib.sha256(pickled).hexdigest()
-    (tmp_path / "some.json").write_text(content(sha256=digest))
+    stored = {"file": "some.safetensors", "sha256": digest}
+    (tmp_path / "some.json").write_text(content(tensors=stored))
     with pytest.raises(ValueError, match="it is no safetensors file"):
         read_result(tmp_path, kind="some")
     (tmp_path / "some.json").write_bytes(pickled)

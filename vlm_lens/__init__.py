@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_lens.cache import ActivationCache
-    from vlm_lens.data import Sample, load_samples
+    from vlm_lens.data import Sample, load_imagefolder, load_samples
     from vlm_lens.explorer import explore
     from vlm_lens.model import HookedVLM
     from vlm_lens.neurons import Neuron, NeuronSet
@@ -17,6 +17,7 @@ __all__ = [
     "NeuronSet",
     "Sample",
     "explore",
+    "load_imagefolder",
     "load_samples",
 ]
 
@@ -27,6 +28,7 @@ _HOMES = {
     "NeuronSet": "vlm_lens.neurons",
     "Sample": "vlm_lens.data",
     "explore": "vlm_lens.explorer",
+    "load_imagefolder": "vlm_lens.data",
     "load_samples": "vlm_lens.data",
 }
 

@@ -25,6 +25,7 @@ class HookedVLMConfig(TransformerLensConfig):
         architecture: Name of the Hugging Face class.
         image_token_id: Id of the token that stands for one image position; None where images have
             no token of their own.
+        video_token_id: Id of the token that stands for a video, or for one position of it.
         audio_token_id: Id of the token that stands for one position of sound.
         d_vocab_out: How many tokens the model predicts; `d_vocab` is how many it embeds.
         is_encoder_decoder: Whether the language model is an encoder with a decoder.
@@ -39,6 +40,7 @@ class HookedVLMConfig(TransformerLensConfig):
     model_name: str = ""
     architecture: str = ""
     image_token_id: int | None = None
+    video_token_id: int | None = None
     audio_token_id: int | None = None
     d_vocab_out: int = -1
     is_encoder_decoder: bool = False
@@ -79,6 +81,7 @@ def build_config(
         model_name=hf_config._name_or_path,
         architecture=type(hf_model).__name__,
         image_token_id=getattr(hf_config, "image_token_id", None),
+        video_token_id=getattr(hf_config, "video_token_id", None),
         audio_token_id=getattr(hf_config, "audio_token_id", None),
         is_encoder_decoder=encoder_decoder,
         **towers,

@@ -21,7 +21,9 @@ from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs, TokenMap
 from vlm_lens.inputs.batch import token_strings
+from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.model_inputs import ModelInputs
+from vlm_lens.run_rows import owners_of_run
 
 
 class Generation(ModelInputs):
@@ -76,15 +78,36 @@ class Generation(ModelInputs):
     def _generation_inputs(self, given: Any, max_new_tokens: int) -> dict[str, Any]:
         if max_new_tokens < 1:
             raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
-        arguments = self._hf_inputs(given, None)
+        arguments = self._hf_inputs(given, None, "left")
         for name in ("decoder_input_ids", "decoder_attention_mask"):
             arguments.pop(name, None)
         if "input_ids" not in arguments:
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
         self._check(arguments)
-        if "attention_mask" not in arguments:
-            arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
-        return arguments
+        return self._as_generate_masks(given, arguments)
+
+    def _as_generate_masks(self, given: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Texts with their own mask; of bare tokens, all that is a pad token left out.
+
+        Without a mask, Hugging Face's `generate` looks for pad tokens itself, anywhere. It does not
+        where the pad token means something else too, or its settings name none: then the padding
+        at the tokens' ends is left out.
+        """
+        tokens, mask = arguments["input_ids"], arguments.get("attention_mask")
+        if isinstance(given, str | list):
+            mask = torch.ones_like(tokens) if mask is None else mask
+        elif mask is not None and not (isinstance(given, Mapping) and "attention_mask" in given):
+            pad = self._pad_token()
+            assert pad is not None  # or no mask would have been made
+            mask = mask * (tokens != pad.id) if pad.is_only_padding else mask
+        if mask is None:
+            return arguments
+        if not self.cfg.is_encoder_decoder and mask.ndim == 2 and not mask[:, -1].all():
+            raise ValueError(
+                "Expected prompts padded on the left, since an answer follows their last position, "
+                'but these are padded on the right: model.to_tokens(texts, padding_side="left").'
+            )
+        return {**arguments, "attention_mask": mask}
 
     def _prompt_length(self, arguments: Mapping[str, Any]) -> int:
         """How many of the tokens that `generate` returns come before the new ones."""
@@ -139,7 +162,8 @@ class Generation(ModelInputs):
             steps[str(hook.name)].append(tensor.detach().to(device=device, dtype=dtype))
 
         arguments = self._generation_inputs(input, max_new_tokens)
-        _check_positions(self.cfg.architecture, arguments["attention_mask"])
+        maps = input.token_map if isinstance(input, Inputs) else None
+        _check_positions(self.cfg.architecture, arguments.get("attention_mask"))
         with self.hooks([(names_filter, keep)]), self._run(), _followed(self.hf_model) as loop:
             out = self.hf_model.generate(
                 **arguments,
@@ -151,9 +175,32 @@ class Generation(ModelInputs):
             n_new = out.sequences.shape[1] - self._prompt_length(arguments)
             if loop.n_steps == n_new:  # on Apple's GPUs, transformers may have read it already
                 loop.read_last(out.sequences)
+            owners = owners_of_run(
+                self.hf_model,
+                {**arguments, **self._generated(arguments, out.sequences, kwargs)},
+                self.hook_dict,
+                [name for name, parts in steps.items() if parts],
+                maps,
+            )
         kept = {name: _joined(name, parts, n_new) for name, parts in steps.items() if parts}
         maps = self._extended_maps(input, out.sequences) if isinstance(input, Inputs) else None
-        return out.sequences, ActivationCache(kept, self, token_maps=maps)
+        return out.sequences, ActivationCache(kept, self, token_maps=maps, owners=owners)
+
+    def _generated(
+        self,
+        arguments: Mapping[str, Any],
+        tokens: Int[Tensor, "batch pos"],
+        options: Mapping[str, Any],
+    ) -> dict[str, Tensor]:
+        """Tokens that `generate` returned, and a mask without what fills up behind an end."""
+        n_prompt = self._prompt_length(arguments)
+        mask = is_answer(tokens, n_prompt, ends_of(self.hf_model, options)).long()
+        prefix, mask[:, :n_prompt] = "", 1
+        if self.cfg.is_encoder_decoder:
+            prefix = "decoder_"
+        elif arguments.get("attention_mask") is not None:
+            mask[:, :n_prompt] = arguments["attention_mask"]
+        return {f"{prefix}input_ids": tokens, f"{prefix}attention_mask": mask}
 
     def _extended_maps(self, inputs: Inputs, tokens: Int[Tensor, "batch pos"]) -> list[TokenMap]:
         if self.cfg.is_encoder_decoder:  # the maps are of the encoder's positions
@@ -193,9 +240,10 @@ def _check_one_step_a_token(options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_positions(architecture: str, mask: Int[Tensor, "batch pos"]) -> None:
+def _check_positions(architecture: str, mask: Int[Tensor, "batch pos"] | None) -> None:
     """Refuse what Hugging Face generates at other positions than a forward has."""
-    if architecture == "Kosmos2ForConditionalGeneration" and not mask.bool().all():
+    is_padded = mask is not None and not mask.bool().all()
+    if architecture == "Kosmos2ForConditionalGeneration" and is_padded:
         raise ValueError(
             "In Kosmos-2, Hugging Face's generate counts padding among the positions of new "
             "tokens, a forward does not, so that what is kept would not be what a forward over "

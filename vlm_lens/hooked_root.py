@@ -13,10 +13,10 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
+from vlm_lens.activations import cut_positions, without_batch
 from vlm_lens.hooks import Tap, resolve_names
 from vlm_lens.hooks.answers import HookFunction, check_hook
 from vlm_lens.hooks.checkpointing import same_hooks_in_backward
-from vlm_lens.hooks.heads import HEAD_SITES
 from vlm_lens.hooks.names import NamesFilter, matches_of
 from vlm_lens.hooks.turns import Turns
 
@@ -212,14 +212,10 @@ class TapRoot(HookedRootModule):
 
         def keep(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
             name = str(hook.name)
-            value = tensor.detach()
+            value = cut_positions(name, tensor.detach(), positions)
             if moves:
                 value = value.to(device=device, dtype=dtype)
-            if remove_batch_dim and value.shape[0] == 1:
-                value = value[0]
-            if positions is not None and _is_language_model(name):
-                value = positions.apply(value, dim=-3 if name.endswith(HEAD_SITES) else -2)
-            kept[name + suffix] = value
+            kept[name + suffix] = without_batch(name, value) if remove_batch_dim else value
 
         def keep_gradient(tensor: Tensor, hook: HookPoint) -> None:
             keep(tensor, hook, "_grad")
@@ -240,10 +236,6 @@ def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
         f"Expected {argument} to be a list of pairs (name, function), got {hooks!r:.200}. One pair "
         "has to be in a list too: [(name, function)]."
     )
-
-
-def _is_language_model(name: str) -> bool:
-    return not name.startswith(("vision_encoder.", "audio_encoder.", "qformer.", "projector."))
 
 
 def _warn_of_silence(silent: list[Tap]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm_lens.architectures.components import HookedEmbed, HookedNorm, HookedUnembed
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
+from vlm_lens.inputs.padding import PadToken, Side, pad_id, padding_side
 
 
 class LensSurface(TapRoot):
@@ -60,23 +61,46 @@ class LensSurface(TapRoot):
     ) -> Int[Tensor, "batch pos"]:
         """Tokens of raw text, as in TransformerLens: no chat template and no image.
 
+        A run of the model on them leaves their padding out.
+
         Args:
             input: One text or several.
-            prepend_bos: Whether the first token is ``<bos>``; by default what the tokenizer does.
-            padding_side: Where shorter texts are padded; by default on the left.
+            prepend_bos: Whether the first token is ``<bos>``; by default `cfg.default_prepend_bos`,
+                which is what the tokenizer does unless it was set.
+            padding_side: ``"left"`` or ``"right"``, where shorter texts are padded; by default on
+                the left, or where `tokenizer.padding_side` was set to since it was loaded.
             move_to_device: Whether the tokens go to the model's device.
             truncate: Whether to cut texts at the model's context length.
+
+        Raises:
+            ValueError: One of several texts is empty; or there is no pad token, or none that can be
+                told from what the texts hold.
 
         Example:
             >>> from vlm_lens import HookedVLM
             >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> tokens = model.to_tokens(["red circle", "red"])
+            >>> model.to_string(tokens)
+            ['<bos> red circle', '<pad> <bos> red']
+            >>> alone = model("red")[0, -1]
+            >>> bool((model(tokens)[1, -1] - alone).abs().max() < 1e-4)
+            True
             >>> model.to_str_tokens(model.to_tokens(""))  # an empty text is its <bos>, if anything
             ['<bos>']
         """
         if input == "":
             ids = torch.tensor([self._ids("", prepend_bos)], dtype=torch.long)
             return ids.to(self.cfg.device if move_to_device else None)
-        return self._tokenize(input, prepend_bos, padding_side, move_to_device, truncate)[0]
+        tokens, mask = self._tokenize(input, prepend_bos, padding_side, move_to_device, truncate)
+        pad = self._pad_token()
+        if pad is not None and not torch.equal(pad.mask(tokens), mask):
+            raise ValueError(
+                f"Expected a pad token that stands for nothing else in these texts, but "
+                f"{self.tokenizer.decode([pad.id])!r} does, so that a run on these tokens could "
+                "not tell what is padding: pass the texts themselves to the model, or set "
+                "tokenizer.pad_token to a token of its own."
+            )
+        return tokens
 
     def _tokenize(
         self,
@@ -93,25 +117,52 @@ class LensSurface(TapRoot):
         rows = [self._ids(one, prepend_bos) for one in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
-        tokenizer = self.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        width = max(map(len, rows))
-        tokens = torch.full((len(rows), width), pad)
+        side = padding_side or self._padding_side()
+        if side not in ("left", "right"):
+            raise ValueError(f"Expected padding_side 'left' or 'right', got {padding_side!r}.")
+        pad, width = pad_id(self.tokenizer), max(map(len, rows))
+        if pad is None and width > min(map(len, rows)):
+            raise ValueError(
+                "Texts of different lengths need padding, but the tokenizer has neither a pad nor "
+                "an eos token: set tokenizer.pad_token, or pass the texts one by one."
+            )
+        tokens = torch.full((len(rows), width), pad or 0)
         mask = torch.zeros_like(tokens)
         for i, row in enumerate(rows):
-            at = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
-            tokens[i, at], mask[i, at] = torch.tensor(row), 1
+            at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            tokens[i, at], mask[i, at] = torch.tensor(row, dtype=torch.long), 1
         device = self.cfg.device if move_to_device else None
         return tokens.to(device), mask.to(device)
 
     def _ids(self, text: str, prepend_bos: bool | None) -> list[int]:
         ids = self.tokenizer(text)["input_ids"]
+        if prepend_bos is None:
+            if self.cfg.default_prepend_bos == self._tokenizer_prepends_bos():
+                return ids
+            prepend_bos = self.cfg.default_prepend_bos
         bos = self.tokenizer.bos_token_id
-        if bos is None or prepend_bos is None:
-            return ids
+        if prepend_bos and bos is None:
+            raise ValueError(
+                "Expected a tokenizer with a bos token to prepend, but this one has none: leave "
+                "prepend_bos out, or set tokenizer.bos_token."
+            )
         if prepend_bos and ids[:1] != [bos]:
             return [bos, *ids]
-        return ids[1:] if not prepend_bos and ids[:1] == [bos] else ids
+        return ids[1:] if not prepend_bos and bos is not None and ids[:1] == [bos] else ids
+
+    def _tokenizer_prepends_bos(self) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+
+    def _padding_side(self) -> Side:
+        return "left" if self.processor is None else padding_side(self.tokenizer)
+
+    def _pad_token(self) -> PadToken | None:
+        """What pads bare tokens: the tokenizer's pad token, or that of the model's configuration"""
+        if self.processor is None:
+            return PadToken.of(self.hf_model.config.get_text_config())
+        starts = self.cfg.default_prepend_bos
+        return PadToken.of(self.tokenizer, starts=starts, side=self._padding_side())
 
     def to_str_tokens(
         self,

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
@@ -16,7 +18,9 @@ from transformers import (
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_model_types
+from vlm_lens.by_name import check_hub_answers, is_folder
 from vlm_lens.processors import load_processor
+from vlm_lens.whole_file import is_full
 
 BUNDLED = "shapes-llava"
 
@@ -39,6 +43,7 @@ def load_model_and_processor(
     weights are downloaded.
 
     Raises:
+        TypeError: The name is neither a text nor a path.
         OSError: The model can be neither reached nor found; the message says what to try.
         ArchitectureError: vlm_lens has no record of the model's class, or of a part of it.
         ValueError: Both a device and a device map were given.
@@ -48,7 +53,7 @@ def load_model_and_processor(
             f"Expected device or device_map, got both ({device!r} and {kwargs['device_map']!r}): "
             "a device map says for each part of the model where it goes."
         )
-    path = str(bundled_path()) if str(name) == BUNDLED else str(name)
+    path = str(bundled_path()) if str(name) == BUNDLED else _checked(name)
     kwargs.setdefault("trust_remote_code", False)  # left open, transformers would ask on stdin
     hub = {
         key: kwargs[key]
@@ -56,18 +61,70 @@ def load_model_and_processor(
         if key in kwargs
     }
     try:
+        if not Path(path).is_dir():
+            _check_reachable(path, **hub)
         config = AutoConfig.from_pretrained(path, **hub)
         class_name = _class_name(config)
         check_model_types(architecture_of(class_name, config), config)
+        _check_weights(Path(path))
         processor = load_processor(path, **hub)
         model: Any = _model_class(class_name, config, **hub).from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **kwargs
         )
     except OSError as error:
+        if is_full(error):  # which has nothing to do with the name
+            raise
         raise OSError(_unreachable(name, error)) from error
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
+
+
+def _checked(name: str | Path) -> str:
+    """What transformers is to load; a folder that cannot be one of a model is refused at once."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise TypeError(f"Expected the name or folder of a model, got {name!r}.")
+    if not is_folder(name):
+        return str(name)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"Expected a model, but there is no folder {str(name)!r}. {BUNDLED!r} is bundled and "
+            "works offline."
+        )
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"Expected the folder of a model, but {str(name)!r} is a file: name the folder that "
+            "it is in."
+        )
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"Expected a model in the folder {str(name)!r}, but there is no config.json in it: "
+            "name a folder that save_pretrained has written."
+        )
+    return str(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        advice = "pickled ones can run code, convert them" if pickled else "copy all of its files"
+        raise FileNotFoundError(
+            f"there are no weights in {str(folder)!r}, which *.safetensors files hold: {advice}."
+        )
+
+
+def _check_reachable(
+    name: str, *, token: Any = None, local_files_only: bool = False, **where: Any
+) -> None:
+    """Refuses a name of which nothing is here, where the hub gives no answer."""
+    known = {key: where[key] for key in ("revision", "cache_dir") if where.get(key) is not None}
+    try:
+        is_kept = try_to_load_from_cache(name, "config.json", **known) is not None
+    except HFValidationError:
+        is_kept = False
+    if not is_kept and not local_files_only:
+        check_hub_answers(name, kind="model", token=token)
 
 
 def _class_name(config: Any) -> str:
@@ -89,10 +146,10 @@ def _model_class(name: str, config: Any, *, trust_remote_code: bool, **_: Any) -
 
 
 def _unreachable(name: str | Path, error: OSError) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().splitlines()[0].rstrip(".:")
     return (
-        f"Could not load {str(name)!r}. Expected {BUNDLED!r} (bundled, works offline), a folder "
-        "with config.json and *.safetensors, or a model id on the Hugging Face hub (with network "
-        "access, and after `hf auth login` for a gated model). If it was downloaded before, pass "
-        f"local_files_only=True. The loader said: {reason}"
+        f"Could not load {str(name)!r}: {reason}. Expected {BUNDLED!r} (bundled, works offline), a "
+        "folder with config.json and *.safetensors, or a model id on the Hugging Face hub (with "
+        "network access, and after `hf auth login` for a gated model). If it was downloaded "
+        "before, pass local_files_only=True."
     )

@@ -53,26 +53,32 @@ def next_token_loss(
 
 def media_positions(
     arguments: Mapping[str, Any], cfg: HookedVLMConfig
-) -> Bool[Tensor, "batch pos"]:
-    """Positions that are filled with an image or a sound: a token marks them, or a mask.
+) -> dict[str, Bool[Tensor, "batch pos"]]:
+    """Positions that are filled with an image, a video or a sound: a token marks them, or a mask.
 
     Args:
         arguments: Keyword arguments of the model's forward.
         cfg: The model's configuration.
 
+    Returns:
+        By kind, for those that the model knows.
+
     Example:
         >>> from vlm_lens import HookedVLM
         >>> model = HookedVLM.from_pretrained("shapes-llava")
         >>> tokens = model.to_tokens("<image> what color ?")
-        >>> media_positions({"input_ids": tokens}, model.cfg).sum().item()
+        >>> media_positions({"input_ids": tokens}, model.cfg)["image"].sum().item()
         1
     """
     tokens: Int[Tensor, "batch pos"] = arguments["input_ids"]
+    ids = {
+        "image": cfg.image_token_id,
+        "video": cfg.video_token_id,
+        "audio": cfg.audio_token_id,
+    }
+    found = {kind: tokens == token for kind, token in ids.items() if token is not None}
     marked = arguments.get("image_embeds_position_mask")
-    found = torch.zeros_like(tokens, dtype=torch.bool) if marked is None else marked.bool()
-    for token in (cfg.image_token_id, cfg.audio_token_id):
-        found = found if token is None else found | (tokens == token)
-    return found
+    return found if marked is None else {**found, "image": marked.bool()}
 
 
 def next_tokens(
@@ -118,8 +124,10 @@ def _counts(
         answer = given.positions_mask("answer").to(tokens.device)
         if answer.any():
             return answer
-    real = _after_a_token(tokens, arguments.get("attention_mask"))
-    return real & ~media_positions(arguments, cfg)
+    counted = _after_a_token(tokens, arguments.get("attention_mask"))
+    for places in media_positions(arguments, cfg).values():
+        counted = counted & ~places
+    return counted
 
 
 def _after_a_token(

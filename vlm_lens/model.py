@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformer_lens.utilities import Slice
 
+from vlm_lens.activations import Activations, cut_positions, moved, without_batch
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_stacks
 from vlm_lens.architectures.components import (
@@ -27,15 +30,16 @@ from vlm_lens.generation import Generation
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import beneath, unwrapped
 from vlm_lens.hooks.attention import AttentionProbe, remember_attention
+from vlm_lens.hooks.heads import PATTERN_SITES
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
 from vlm_lens.loading import load_model_and_processor
 from vlm_lens.loss import next_token_loss
 from vlm_lens.model_inputs import ModelInput
+from vlm_lens.run_rows import arguments_of, owners_of_run
 from vlm_lens.verification import Verification, noise_image, verify
 
 ReturnType = Literal["logits", "loss", "both"]
-_ATTENTION_INNER = ("attn.hook_attn_scores", "attn.hook_pattern")
 
 
 class HookedVLM(Generation):
@@ -68,6 +72,11 @@ class HookedVLM(Generation):
     decoder: HookedStack
 
     def __init__(self, hf_model: Any, *, processor: Any = None) -> None:
+        if isinstance(hf_model, str | os.PathLike):
+            raise TypeError(
+                f"Expected a Hugging Face model, got its name: HookedVLM.from_pretrained("
+                f"{os.fspath(hf_model)!r}) loads one."
+            )
         super().__init__()
         hf_model = unwrapped(hf_model)
         self.architecture = architecture_of(
@@ -76,6 +85,7 @@ class HookedVLM(Generation):
         self.hf_model = hf_model
         self.processor = processor
         self._add_components()
+        self._read_tokenizer()
         self.setup()
         self._attention: dict[str, AttentionProbe] = {
             name: module.probe
@@ -131,7 +141,9 @@ class HookedVLM(Generation):
                 "A model can be copied only without hooks, which would stay in the copy: "
                 "leave the `hooks` block or call reset_hooks(including_permanent=True) first."
             )
-        return HookedVLM(copy.deepcopy(self.hf_model, memo), processor=self.processor)
+        made = HookedVLM(copy.deepcopy(self.hf_model, memo), processor=self.processor)
+        made.cfg.default_prepend_bos = self.cfg.default_prepend_bos
+        return made
 
     @classmethod
     def from_pretrained(
@@ -140,6 +152,7 @@ class HookedVLM(Generation):
         *,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
+        default_prepend_bos: bool | None = None,
         **kwargs: Any,
     ) -> HookedVLM:
         """Load a model and its processor, in evaluation mode.
@@ -148,6 +161,8 @@ class HookedVLM(Generation):
             name: ``"shapes-llava"`` (bundled, offline), a local folder or a Hugging Face id.
             dtype: Weights' dtype; by default the one they are stored in.
             device: Where to put the model; use `device_map` for a model that is spread out.
+            default_prepend_bos: Whether raw text starts with ``<bos>`` where a call does not say;
+                by default as the tokenizer does.
             **kwargs: Passed to Hugging Face's `from_pretrained` (`device_map`, `revision`,
                 `attn_implementation`, `quantization_config` ...). Remote code is not trusted
                 unless `trust_remote_code=True` is passed, and only safetensors are loaded.
@@ -157,7 +172,10 @@ class HookedVLM(Generation):
             ArchitectureError: The model's class is not supported.
         """
         hf_model, processor = load_model_and_processor(name, dtype=dtype, device=device, **kwargs)
-        return cls(hf_model, processor=processor)
+        model = cls(hf_model, processor=processor)
+        if default_prepend_bos is not None:
+            model.cfg.default_prepend_bos = default_prepend_bos
+        return model
 
     @property
     def cfg(self) -> Any:  # a HookedVLMConfig, of which TransformerLens makes most sizes optional
@@ -175,25 +193,28 @@ class HookedVLM(Generation):
         *,
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model.
 
         Args:
-            input: What `prepare` returns, raw text (no chat template), or tokens [batch, pos].
+            input: What `prepare` returns, raw text (no chat template), or tokens [batch, pos],
+                whose padding at their ends is left out where no mask comes with them.
             return_type: ``"logits"`` [batch, pos, d_vocab], ``"loss"`` (mean cross entropy of the
                 next token, over the answer if `prepare` was given one, else over all text; of an
                 encoder-decoder model over the answer, which it needs), ``"both"`` or None.
             loss_per_token: One loss for each predicted position [batch, pos - 1] instead of the
                 mean; 0 at positions that do not count.
             prepend_bos: For raw text, as in `to_tokens`.
+            padding_side: For raw text, as in `to_tokens`.
             **kwargs: Passed to the Hugging Face forward.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(
                 f"Expected return_type 'logits', 'loss', 'both' or None, got {return_type!r}."
             )
-        arguments = {**self._hf_inputs(input, prepend_bos), **kwargs}
+        arguments = {**self._hf_inputs(input, prepend_bos, padding_side), **kwargs}
         self._check(arguments)
         with self._run():
             logits = self.hf_model(**arguments).logits
@@ -283,12 +304,13 @@ class HookedVLM(Generation):
 
         Args:
             *model_args: As `forward`.
-            names_filter: A name, a glob, a list of these or a predicate. None keeps everything
-                but attention scores and patterns, which the cache computes when asked for.
+            names_filter: A name, a glob, a list of these or a predicate. None keeps everything; but
+                attention scores and patterns are not kept, they are computed when asked for.
             device: Where kept activations go; by default they stay where they are.
-            remove_batch_dim: Drop the batch dimension of a batch of one.
+            remove_batch_dim: Drop the batch dimension of a batch of one. Images, tiles and sounds
+                keep their axis.
             incl_bwd: Also run backward on the output (use ``return_type="loss"``) and keep the
-                gradients, under the names with ``_grad``.
+                gradients, under the names with ``_grad``. Scores and patterns are kept then, too.
             reset_hooks_end: Whether to remove the hooks at the end.
             clear_contexts: Whether to empty the hook points' `ctx` too.
             pos_slice: Keep only these positions of the language model's activations.
@@ -300,37 +322,41 @@ class HookedVLM(Generation):
             What `forward` returns, and the cache.
         """
         everything = names_filter is None
-        if everything:
-            names_filter = [n for n in self.hook_dict if not n.endswith(_ATTENTION_INNER)]
         # Without a filter nothing in particular was asked for, so silence is no surprise.
         asked = [] if everything else self._asked(names_filter)
+        if everything and not incl_bwd:
+            names_filter = [n for n in self.hook_dict if not n.endswith(PATTERN_SITES)]
         kept, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, None, pos_slice, dtype=dtype
         )
+        positions = None if pos_slice is None else Slice.unwrap(pos_slice)
         deferred: dict[str, Callable[[], Tensor]] = {}
         with ExitStack() as stack:
-            if everything and pos_slice is None:
+            if everything and not incl_bwd:
                 deferred = stack.enter_context(remember_attention(self._attention))
             wanted = self._resolve(fwd, bwd)
             stack.enter_context(self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts))
+            arguments = stack.enter_context(arguments_of(self.hf_model))
             output = self.forward(*model_args, **model_kwargs)
             if incl_bwd:
                 output.backward()
-        if not return_cache_object:
-            return output, kept
-        given = model_args[0] if model_args else model_kwargs.get("input")
-        maps = given.token_map if isinstance(given, Inputs) and pos_slice is None else None
-        cache = ActivationCache(
-            kept,
+            if not return_cache_object:
+                return output, kept
+            given = model_args[0] if model_args else model_kwargs.get("input")
+            maps = given.token_map if isinstance(given, Inputs) else None
+            owners = owners_of_run(
+                self.hf_model, arguments, self.hook_dict, kept, maps, positions=positions
+            )
+
+        def when_asked(name: str, make: Callable[[], Tensor]) -> Tensor:
+            value = cut_positions(name, make(), positions).to(dtype=dtype)
+            return without_batch(name, value) if remove_batch_dim else value
+
+        late = {name: partial(when_asked, name, make) for name, make in deferred.items()}
+        return output, ActivationCache(
+            Activations(kept, late if device is None else moved(late, device)),
             self,
             has_batch_dim=not remove_batch_dim,
-            token_maps=maps,
-            deferred={
-                name: partial(_moved, make, device, dtype) for name, make in deferred.items()
-            },
+            token_maps=maps if positions is None else None,
+            owners=owners,
         )
-        return output, cache
-
-
-def _moved(make: Callable[[], Tensor], device: Any, dtype: torch.dtype | None) -> Tensor:
-    return make().to(device=device, dtype=dtype)

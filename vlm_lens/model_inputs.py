@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm_lens.architectures import Architecture
@@ -12,6 +13,13 @@ from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
 from vlm_lens.lens_switches import LensSwitches
 from vlm_lens.loss import media_positions
+
+_MEDIA = {
+    "image": ("pixel_values", "image_embeds"),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features",),
+}
+"""By the kind of a position, the arguments that can fill it."""
 
 ModelInput = Inputs | Mapping[str, Tensor] | str | list[str] | Tensor
 
@@ -67,24 +75,69 @@ class ModelInputs(LensSwitches):
         )
         return inputs.to(self.cfg.device)
 
-    def _hf_inputs(self, given: ModelInput, prepend_bos: bool | None) -> dict[str, Any]:
-        """Whatever the user gave, as keyword arguments of the Hugging Face forward."""
+    def _read_tokenizer(self) -> None:
+        """Note in `cfg` what the tokenizer does, and what only the processor knows."""
+        if self.processor is None:
+            self.cfg.default_prepend_bos = False
+            return
+        self.cfg.default_prepend_bos = self._tokenizer_prepends_bos()
+        video = getattr(self.processor, "video_token", None)
+        if self.cfg.video_token_id is None and video in self.tokenizer.get_vocab():
+            self.cfg.video_token_id = self.tokenizer.convert_tokens_to_ids(video)
+
+    def _hf_inputs(
+        self, given: ModelInput, prepend_bos: bool | None, padding_side: str | None = None
+    ) -> dict[str, Any]:
+        """Whatever the user gave, as keyword arguments of the Hugging Face forward.
+
+        Tokens that come without a mask get one where they are padded, and only there: without one,
+        Hugging Face takes a shorter way to the same numbers.
+        """
         if isinstance(given, str) or (isinstance(given, list) and given):
-            tokens, mask = self._tokenize(given, prepend_bos, truncate=False)
-            padding = {} if mask.all() else {"attention_mask": mask}
-            return {"input_ids": tokens, **padding}
+            tokens, mask = self._tokenize(given, prepend_bos, padding_side, truncate=False)
+            return self._with_mask({"input_ids": tokens}, mask)
         if isinstance(given, Inputs):
             return dict(given.to(self.cfg.device))
         if isinstance(given, Mapping):
-            return dict(given)
+            return self._with_mask(self._with_decoder_mask(dict(given)))
         if isinstance(given, Tensor) and not given.is_floating_point() and given.ndim in (1, 2):
             tokens = given[None] if given.ndim == 1 else given
-            return {"input_ids": tokens.to(self.cfg.device)}
+            return self._with_mask({"input_ids": tokens.to(self.cfg.device)})
         got = f"{given.dtype} of shape {list(given.shape)}" if isinstance(given, Tensor) else given
         raise TypeError(
             "Expected what model.prepare() returns, text, a list of texts, or integer tokens of "
             f"shape [batch, pos], got {got!r}."
         )
+
+    def _with_mask(self, arguments: dict[str, Any], mask: Tensor | None = None) -> dict[str, Any]:
+        """Arguments without a mask of their own, with that of the padding that their tokens show.
+
+        Args:
+            arguments: Keyword arguments of the model's forward.
+            mask: What is known of the padding.
+        """
+        tokens, pad = arguments.get("input_ids"), self._pad_token()
+        # What follows a key-value cache may start with anything.
+        if tokens is None or {"attention_mask", "past_key_values"} & arguments.keys():
+            return arguments
+        if mask is None:
+            mask = torch.ones_like(tokens) if pad is None else pad.mask(tokens)
+        found = {} if mask.all() else {"attention_mask": mask}
+        if getattr(self.hf_model.config.get_text_config(), "use_bidirectional_attention", False):
+            # PaliGemma reads a prompt both ways; but with a mask only where it is told so.
+            found["token_type_ids"] = torch.zeros_like(tokens)
+        return {**found, **arguments}
+
+    def _with_decoder_mask(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with a mask of the padding behind a decoder's tokens, if they have none.
+
+        In front of them may be a start token that is the pad token, too, as in T5.
+        """
+        tokens, pad = arguments.get("decoder_input_ids"), self._pad_token()
+        if tokens is None or pad is None or "decoder_attention_mask" in arguments:
+            return arguments
+        mask = pad.mask(tokens).flip(1).cummax(1).values.flip(1)
+        return arguments if mask.all() else {**arguments, "decoder_attention_mask": mask}
 
     def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse tokens that the model would run on without a word, but not as they are meant."""
@@ -96,12 +149,11 @@ class ModelInputs(LensSwitches):
                 f"Expected at most {self.cfg.n_ctx} positions, the model's context, but got "
                 f"{tokens.shape[1]}. Shorten the text or use fewer images."
             )
-        n_media = int(media_positions(arguments, self.cfg).sum())
-        kind, name = ("image", "pixel_values")
-        if self.cfg.audio_token_id is not None:
-            kind, name = ("audio", "input_features")
-        if n_media and arguments.get(name, arguments.get("image_embeds")) is None:
-            raise ValueError(
-                f"The tokens hold {n_media} {kind} positions but no {kind} came with them. "
-                f"Pass what model.prepare(...) returns for text and {kind}, or {name}=..."
-            )
+        for kind, places in media_positions(arguments, self.cfg).items():
+            names = _MEDIA[kind]
+            if places.any() and all(arguments.get(name) is None for name in names):
+                maker = "model.processor" if kind == "video" else "model.prepare"
+                raise ValueError(
+                    f"The tokens hold {int(places.sum())} {kind} positions but no {kind} came with "
+                    f"them. Pass what {maker}(...) returns for text and {kind}, or {names[0]}=..."
+                )

@@ -1,6 +1,8 @@
 """Results on disk: a folder with readable JSON, and safetensors where there are tensors.
 
-Neither format can run code when it is read.
+Neither format can run code when it is read. The tensors of a result are in a file that is named for
+its content, and which of them belong to it, its JSON says: so a result is there, or replaced by
+another one, from the moment when the JSON is, and whatever ends the program before leaves the old.
 """
 
 from __future__ import annotations
@@ -20,12 +22,20 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vlm_lens.json_text import parse_json
 from vlm_lens.loading import BUNDLED, bundled_path
 from vlm_lens.versions import versions
-from vlm_lens.whole_file import replace_file
+from vlm_lens.whole_file import DamagedError, alone_in, put
 
 FORMAT = "vlm_lens.result"
-VERSION = 1
+VERSION = 2
+"""Version 1 had its tensors in ``kind.safetensors``, and their checksum in the JSON."""
+
+HALF_DONE = "what is half done starts anew, and results that are finished stay"
+"""What is lost with a checkpoint."""
+
+_START = f'{{\n "format": "{FORMAT}"'.encode()
+"""What every file of ours begins with, however short a full disk has cut it."""
 
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NOT_FINITE = re.compile(r"'*(inf|-inf|nan)")
@@ -38,11 +48,12 @@ def write_result(
     fields: Mapping[str, Any],
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes ``kind.json``, and ``kind.safetensors`` if there are tensors, into a folder.
+    """Writes ``kind.json``, and ``kind.<checksum>.safetensors`` for tensors, into a folder.
 
-    Whatever else is in the folder stays as it is. An earlier result of the same kind is replaced.
-    Infinite values and NaN are written as the texts "inf", "-inf" and "nan", which JSON allows (a
-    text that says just that gets an apostrophe in front).
+    Whatever else is in the folder stays as it is. An earlier result of the same kind is replaced in
+    one step: it is there until the new one is. Infinite values and NaN are written as the texts
+    "inf", "-inf" and "nan", which JSON allows (a text that says just that gets an apostrophe in
+    front).
 
     Args:
         folder: Is made if there is none.
@@ -54,8 +65,8 @@ def write_result(
     Raises:
         TypeError: A field is something that JSON cannot hold.
         ValueError: The kind cannot be a file name.
-        FileExistsError: The folder is a file, or holds a file of that name that is no result.
-        OSError: The folder cannot be written to.
+        FileExistsError: The folder is a file, or holds a file ``kind.json`` that is no result.
+        OSError: The folder cannot be written to; an earlier result is as it was.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -66,35 +77,52 @@ def write_result(
     """
     if not _KIND.fullmatch(kind):
         raise ValueError(f"kind must be letters, digits, '-' and '_', got {kind!r}.")
-    content = {"format": FORMAT, "version": VERSION, "kind": kind}
+    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": kind}
     content["fields"] = _encoded(fields, "fields")
     packed = safetensors.torch.save(_plain(tensors)) if tensors else None
-    content["sha256"] = None if packed is None else hashlib.sha256(packed).hexdigest()
+    stored = None if packed is None else _stored_as(kind, packed)
+    content["tensors"] = stored
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    paths = _paths(folder, kind)
-    _check_free(*paths)
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    if packed is not None:
-        replace_file(paths[1], packed)
-    replace_file(paths[0], text.encode("utf-8", "surrogatepass"))
-    if packed is None:
-        paths[1].unlink(missing_ok=True)  # of an earlier result, as _check_free made sure
+    path = _path(folder, kind)
+    _check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in(path.parent) as is_alone:
+        before = _parsed(path)
+        if packed is not None and stored is not None:
+            put(path.with_name(stored["file"]), packed, is_alone=is_alone)
+        put(path, text.encode("utf-8", "surrogatepass"), is_alone=is_alone)
+        kept = None if stored is None else stored["file"]
+        for name in _replaced(path, before, is_alone=is_alone) - {kept}:
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def read_result(
-    folder: str | os.PathLike[str], *, kind: str
+    folder: str | os.PathLike[str],
+    *,
+    kind: str,
+    loses: str = "it has to be made again, other results stay as they are",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields and tensors (on the CPU) that `write_result` wrote.
+    """The fields and tensors (on the CPU) that `write_result` wrote, in this or an earlier version.
+
+    Args:
+        folder: Where it is.
+        kind: What the result is.
+        loses: What deleting the result means, for the message if it is damaged.
 
     Raises:
         FileNotFoundError: The folder holds no result of this kind.
-        ValueError: A file is damaged, is something else, or is from a newer vlm_lens.
+        DamagedError: A file is damaged, is something else, or is from a newer vlm_lens.
     """
-    json_path, tensors_path = _paths(folder, kind)
-    if not json_path.is_file():
-        _missing(json_path)
-    fields, digest = _decoded(json_path, kind)
-    return fields, {} if digest is None else _read_tensors(tensors_path, digest)
+    path = _path(folder, kind)
+    with alone_in(path.parent):
+        if not path.is_file():
+            _missing(path)
+        try:
+            fields, stored = _decoded(path, kind)
+            return fields, {} if stored is None else _read_tensors(path, **stored)
+        except _Unreadable as error:
+            advice = "" if error.is_newer else f" To go on, delete {str(path)!r}: {loses}."
+            raise DamagedError(f"cannot read {str(error.path)!r}: {error}.{advice}") from error
 
 
 def provenance(model: Any) -> dict[str, Any]:
@@ -117,10 +145,9 @@ def provenance(model: Any) -> dict[str, Any]:
         (getattr(model, name) for name in ("hf_model", "original_model") if hasattr(model, name)),
         model,
     )
-    name = str(hf_model.name_or_path)
     parameter = next(hf_model.parameters())
     return {
-        "model": BUNDLED if name == str(bundled_path()) else name,
+        "model": name_of(hf_model),
         "revision": getattr(hf_model.config, "_commit_hash", None),
         "class": type(hf_model).__name__,
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -128,6 +155,18 @@ def provenance(model: Any) -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def name_of(hf_model: Any) -> str:
+    """What a Hugging Face model was loaded as; the bundled one by its name, not by its place.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> name_of(HookedVLM.from_pretrained("shapes-llava").hf_model)
+        'shapes-llava'
+    """
+    name = str(hf_model.name_or_path)
+    return BUNDLED if name == str(bundled_path()) else name
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -162,25 +201,64 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _check_free(json_path: Path, tensors_path: Path) -> None:
-    """Refuses to replace files that are no result: they are somebody's."""
-    folder = json_path.parent
+def _stored_as(kind: str, packed: bytes) -> dict[str, str]:
+    """What the JSON says of tensors."""
+    digest = hashlib.sha256(packed).hexdigest()
+    return {"file": f"{kind}.{digest[:16]}.safetensors", "sha256": digest}
+
+
+def _check_free(path: Path) -> None:
+    """Refuses to replace a file that is no result: it is somebody's."""
+    folder = path.parent
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"cannot write into {str(folder)!r}: it is a file. Name a folder.")
-    ours = json_path.is_file() and _parsed(json_path).get("format") == FORMAT
-    for path in (json_path, tensors_path):
-        if path.exists() and not ours:
-            raise FileExistsError(
-                f"will not replace {str(path)!r}, which is no result of vlm_lens. Choose another "
-                "folder, or move the file away."
-            )
+    if path.exists() and not _is_ours(path):
+        raise FileExistsError(
+            f"will not replace {str(path)!r}, which is no result of vlm_lens. Choose another "
+            "folder, or move the file away."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a result, or the beginning of one, or nothing at all."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(len(_START))
+    return _START.startswith(head) or _parsed(path).get("format") == FORMAT
+
+
+def _replaced(path: Path, before: Mapping[str, Any], *, is_alone: bool) -> set[str]:
+    """The files that belong to no result of this kind any more, by name.
+
+    If somebody else may be writing, these are the tensors of the result before alone: others look
+    left over, but may be about to be named.
+    """
+    kind, was = re.escape(path.stem), before.get("tensors")
+    ours = rf"{kind}\.[0-9a-f]{{16}}\.safetensors"
+    # 0.1.0 had other names for its unfinished files, and for tensors.
+    left = rf"\.({kind}\.json|{kind}\.safetensors|{ours})(\.[0-9a-f]{{32}})?\.tmp"
+    found = {str(was.get("file"))} if isinstance(was, dict) else set[str]()
+    if is_alone:
+        found |= {other.name for other in path.parent.iterdir()}
+    found = {name for name in found if re.fullmatch(f"{ours}|{left}", name)}
+    was_old = before.get("version") == 1 and before.get("sha256")
+    return found | ({f"{path.stem}.safetensors"} if was_old else set())
 
 
 # Reading ------------------------------------------------------------------------------------------
 
 
-def _paths(folder: str | os.PathLike[str], kind: str) -> tuple[Path, Path]:
-    return Path(folder) / f"{kind}.json", Path(folder) / f"{kind}.safetensors"
+class _Unreadable(Exception):
+    """Why a file cannot be read."""
+
+    def __init__(self, path: Path, why: str, *, is_newer: bool = False) -> None:
+        super().__init__(why)
+        self.path, self.is_newer = path, is_newer
+
+
+def _path(folder: str | os.PathLike[str], kind: str) -> Path:
+    return Path(folder) / f"{kind}.json"
 
 
 def _missing(path: Path) -> NoReturn:
@@ -194,30 +272,49 @@ def _missing(path: Path) -> NoReturn:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one if it holds something else."""
+    """The JSON object in a file, or an empty one if it holds something else, or is none."""
+    if not path.is_file():
+        return {}
     try:
-        content = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError):
+        content = parse_json(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _decoded(path: Path, kind: str) -> tuple[dict[str, Any], str | None]:
-    """Fields and the tensors' checksum, checked."""
+def _decoded(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """Fields, and what is said of tensors, checked."""
     content = _parsed(path)
     if content.get("format") != FORMAT:
-        _refuse(path, "it is damaged, or no result of vlm_lens")
+        raise _Unreadable(path, "it is damaged, or no result of vlm_lens")
     version = content.get("version")
-    if version != VERSION:
-        newer = type(version) is int and version > VERSION
-        advice = "update vlm_lens (pip install -U vlm-lens)" if newer else "it is damaged"
-        _refuse(path, f"it has format version {version!r}, and this is {VERSION}: {advice}")
+    if type(version) is int and version > VERSION:
+        why = f"it has format version {version}, and this is {VERSION}: update vlm_lens"
+        raise _Unreadable(path, f"{why} (pip install -U vlm-lens)", is_newer=True)
     if content.get("kind") != kind:
-        _refuse(path, f"it says that it is of kind {content.get('kind')!r}: was it renamed?")
-    fields, digest = content.get("fields"), content.get("sha256", "")
-    if not isinstance(fields, dict) or not isinstance(digest, str | None):
-        _refuse(path, "it is damaged")
-    return {key: _value(item) for key, item in fields.items()}, digest
+        raise _Unreadable(
+            path, f"it says that it is of kind {content.get('kind')!r}, damaged or renamed"
+        )
+    fields = content.get("fields")
+    if version not in (1, VERSION) or not isinstance(fields, dict):
+        raise _Unreadable(path, "it is damaged")
+    return {key: _value(item) for key, item in fields.items()}, _stored(path, content)
+
+
+def _stored(path: Path, content: Mapping[str, Any]) -> dict[str, str] | None:
+    """What a JSON of either version says of tensors."""
+    if content["version"] == 1:
+        digest = content.get("sha256", "")
+        stored = digest and {"file": f"{path.stem}.safetensors", "sha256": digest}
+    else:
+        stored = content.get("tensors", "")
+    if stored is None:
+        return None
+    if not isinstance(stored, dict) or {*stored} != {"file", "sha256"}:
+        raise _Unreadable(path, "it is damaged")
+    if not all(isinstance(value, str) for value in stored.values()):
+        raise _Unreadable(path, "it is damaged")
+    return stored
 
 
 def _value(written: Any) -> Any:
@@ -231,20 +328,17 @@ def _value(written: Any) -> Any:
     return written
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+def _read_tensors(json_path: Path, *, file: str, sha256: str) -> dict[str, Tensor]:
+    path = json_path.with_name(Path(file).name)
     if not path.is_file():
-        _refuse(path, "it is missing: keep it in one folder with its .json file")
+        raise _Unreadable(path, "it is missing: keep it in one folder with its .json file")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        _refuse(path, "it is damaged, or from another result than the .json file beside it")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _Unreadable(path, "it is damaged, or from another result than the .json file")
     try:
         return safetensors.torch.load(content)
     except SafetensorError as error:
-        _refuse(path, f"it is no safetensors file ({error})")
-
-
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise ValueError(f"cannot read {str(path)!r}: {why}.")
+        raise _Unreadable(path, f"it is no safetensors file ({error})") from error
 
 
 def check_belongs(found: Mapping[str, Any], to: Mapping[str, Any], *, folder: object) -> None:

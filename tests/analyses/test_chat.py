@@ -99,7 +99,8 @@ def test_there_is_no_default_endpoint(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8000", "ftp://host/v1", "http://", "file:///etc/passwd"],
+    ["", "localhost:8000", "ftp://host/v1", "http://", "file:///etc/passwd"]
+    + ["http://host\n/v1", "http://a host/v1", "\thttp://host/v1", "http://host:99999/v1"],
 )
 def test_what_is_no_address_is_refused(url: str):
     with pytest.raises(ValueError, match="such as 'http://localhost:8000/v1'"):
@@ -118,7 +119,10 @@ def test_addresses_with_secrets_are_refused_and_not_repeated(url: str):
     "wrong",
     [
         {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
         {"requests_per_minute": 0},
+        {"requests_per_minute": float("nan")},
         {"max_retries": -1},
         {"attempts": 0},
         {"max_tokens": 0},
@@ -127,6 +131,12 @@ def test_addresses_with_secrets_are_refused_and_not_repeated(url: str):
 def test_numbers_out_of_range_are_refused(wrong: dict):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Chat("http://localhost:1/v1", "tiny", **wrong)
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_prices_are_amounts(price: float):
+    with pytest.raises(ValueError, match="expected prices of at least 0"):
+        Chat("http://localhost:1/v1", "tiny", input_price=1.0, output_price=price)
 
 
 def test_a_redirection_is_not_followed(server: Server):
@@ -187,11 +197,6 @@ def test_a_server_that_is_not_there_is_an_error_that_says_so():
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (Reply(body=b'{"choices": [tr'), "not JSON"),
-        (Reply(body=b"[1, 2]"), "no choice"),
-        (Reply(body=b'{"choices": 3}'), "not what a chat completion is"),
-        (Reply(body=b'{"choices": [3]}'), "not what a chat completion is"),
-        (Reply(body=b"<html>", headers={"Content-Type": "text/html"}), "no choice"),
         (Reply(body=NO_CHOICE), "no choice"),
         (Reply(content=None), "empty"),
         (Reply(content=" \n"), "empty"),
@@ -208,6 +213,41 @@ def test_useless_replies_are_asked_for_again_and_then_said(
     server.otherwise = lambda _: reply
     with pytest.raises(ReplyError, match=rf"{message}.*\(asked 2 times\)"):
         chat(server).ask(PROMPT, str)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply(body=b'{"choices": [tr'), "not JSON"),
+        (Reply(body=b""), "not JSON"),
+        (Reply(body=b'{"choices": "\xff"}'), "not JSON"),
+        (Reply(body=b"[" * 100_000), "not JSON"),
+        (Reply(body=b"{}"), "no chat completion"),
+        (Reply(body=b"null"), "no chat completion"),
+        (Reply(body=b"[]"), "no chat completion"),
+        (Reply(body=b"[1, 2]"), "no chat completion"),
+        (Reply(body=b'{"choices": 3}'), "not what a chat completion is"),
+        (Reply(body=b'{"choices": [3]}'), "not what a chat completion is"),
+        (Reply(body=b"<html>", headers={"Content-Type": "text/html"}), "choices: '<html>'"),
+    ],
+)
+def test_what_is_no_chat_completion_is_asked_for_again_and_then_the_endpoint_s_failure(
+    server: Server, tmp_path: Path, reply: Reply, message: str
+):
+    server.replies = [reply]
+    assert chat(server).ask(PROMPT, str) == "red things"
+    server.otherwise = lambda _: reply
+    with pytest.raises(ChatError, match=rf"{message}.*\(asked 2 times\)\. Is it down"):
+        chat(server, cache=tmp_path).ask(PROMPT, str)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["two words", "line\n", "schl\u00fcssel", "\u2028"])
+def test_a_key_that_no_request_can_hold_is_refused_and_not_repeated(server: Server, key: str):
+    with pytest.raises(ChatError, match="copy it once more") as error:
+        chat(server, key=key).ask(PROMPT, str)
+    assert key not in str(error.value)
+    assert server.requests == []
 
 
 def test_the_key_is_in_no_error(server: Server):
@@ -291,7 +331,7 @@ def test_useless_replies_are_not_kept(server: Server, tmp_path: Path):
     assert chat(server, cache=tmp_path).ask(PROMPT, read) == "red things"
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"reply": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"reply": 3}', b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_entry_is_asked_for_again(server: Server, tmp_path: Path, damage: bytes):
     chat(server, cache=tmp_path).ask(PROMPT, str)
     [path] = tmp_path.iterdir()

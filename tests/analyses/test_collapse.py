@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,11 +30,12 @@ from tests.analyses.collapse_cases import (
     slow_answers,
 )
 from tests.conftest import assert_no_hooks
-from vlm_lens.analyses import collapse
+from vlm_lens.analyses import collapse, pcicn
 from vlm_lens.analyses.collapse import find_collapse, find_critical
 from vlm_lens.analyses.collapse_search import Meter, SearchOptions
 from vlm_lens.analyses.critical import Measurement
 from vlm_lens.masking import ACCURACY, AGREEMENT, PERPLEXITY, Criterion, similarity
+from vlm_lens.report.words import sentences
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +149,34 @@ def test_degradation_can_be_judged_by_a_metric_that_is_measured_everywhere():
     assert all({"similarity", "accuracy"} <= set(m.metrics) for m in found.curve)
     with pytest.raises(ValueError, match="'similarity', which is not measured at every k"):
         SearchOptions(degraded=Criterion(words, at_most=0.9))
+
+
+@pytest.mark.parametrize("wrong", [1, 4])
+@pytest.mark.parametrize("method", ["can", "pcicn"])
+def test_answers_that_are_wrong_with_nothing_masked_degrade_at_no_k(method: str, wrong: int):
+    case, model = CASES["gate, late"], planted("gate").model
+    [batch] = batches("gate")
+    answers = [answer if i >= wrong else "blue" for i, answer in enumerate(batch.answers)]
+    given = [replace(s, answer=a) for s, a in zip(SAMPLES, answers, strict=True)]
+    options: dict[str, Any] = {"target": "answer", "max_new_tokens": TOKENS}
+    if method == "pcicn":
+        options |= pcicn._criteria(1.0)
+    found = find_critical(model, given, case.neurons, **options)
+    share = 1 - wrong / 4
+    assert found.curve[0].metrics["agreement"] == share
+    [said] = [note for note in found.notes if "of the answers of the data" in note]
+    assert f"with nothing masked the model gives {share:.4g} of the answers" in said
+    is_degraded = method == "can"  # PCICN's measure of degradation is a ratio
+    assert found.stages.degraded_before == is_degraded
+    assert any("counts as degraded" in note for note in found.notes) == is_degraded
+    told = " ".join(sentences(found))
+    assert f"of the answers of the data, with nothing masked {share:.0%}" in told
+    assert "answers are left" not in told
+    if is_degraded:
+        assert found.stages.onset is None
+        assert "Degradation begins" not in told
+        assert "count as degraded with nothing masked: no k is where that begins" in told
+        assert "degraded before anything is masked" in repr(found)
 
 
 def test_a_negative_k_is_refused():

@@ -43,6 +43,7 @@ from vlm_lens.masking import (
     make_batches,
 )
 from vlm_lens.neurons.neuron import Neuron
+from vlm_lens.report.words import headline
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +104,11 @@ def test_a_model_that_is_broken_before_anything_is_masked_is_said_so():
     collapse_at = [Criterion(PERPLEXITY_RATIO, at_least=10.0)]
     options = SearchOptions(max_new_tokens=TOKENS, collapse=collapse_at)
     found = find_collapse(model, made, ranking, method="broken", options=options)
-    assert found.k == 1
-    assert "the clean model meets the criteria of collapse already" in found.notes
+    assert found.k is None
+    assert found.collapsed_before
+    assert any("the clean model meets the criteria of collapse" in note for note in found.notes)
+    assert "collapsed before anything is masked" in repr(found)
+    assert headline(found).endswith("counts as collapsed with nothing masked")
     assert not [note for note in found.notes if "plain run" in note]
 
 

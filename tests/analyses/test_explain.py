@@ -256,8 +256,8 @@ def test_samples_and_neurons_that_do_not_count_are_named_with_reasons(
         )
     assert list(some) == [OTHERS[0], OTHERS[2]]
     assert some.skipped == {OTHERS[1]: "it refuses"}
-    assert some.notes[0].startswith("1 samples were left out, first of all 12:")
-    assert some.notes[1].startswith(f"1 neurons were left out, first of all {OTHERS[1]}: it ref")
+    assert some.notes[0].startswith("1 sample was left out, first of all 12:")
+    assert some.notes[1].startswith(f"1 neuron was left out, first of all {OTHERS[1]}: it ref")
     with pytest.raises(KeyError, match="was not explained: it refuses"):
         some[OTHERS[1]]
     with pytest.raises(KeyError, match="not asked for"):

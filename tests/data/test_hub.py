@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ def test_rows_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     package.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
     samples = load_samples("owner/data", split="validation", n=3)
     assert calls == [("owner/data", {"split": "validation", "streaming": True})]
     assert [sample.text for sample in samples] == ["0 ?", "1 ?", "2 ?"]
@@ -35,6 +37,42 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install datasets"):
         load_samples("owner/data")
+
+
+@pytest.mark.parametrize("name", ["nope", "owner/data"])
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[str] = []
+
+    def repo_info(_: Any, name: str, **options: Any) -> None:
+        asked.append(f"{options['repo_type']} {name}")
+        raise RuntimeError("no route")  # each library of requests has errors of its own
+
+    monkeypatch.setitem(sys.modules, "datasets", Mock())
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    with pytest.raises(ConnectionError, match=f"no folder '{name}' here, and.*hub.*no route"):
+        load_samples(name)
+    assert asked == [f"dataset {name}"]
+
+
+def test_a_name_that_the_hub_does_not_know_is_no_folder_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    datasets = Mock()
+    datasets.load_dataset.side_effect = FileNotFoundError("not on the hub")
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
+    with pytest.raises(FileNotFoundError, match="no folder 'nope' here.*not on the hub"):
+        load_samples("nope")
+
+
+def test_a_name_that_the_hub_can_have_none_of_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", Mock())
+    with pytest.raises(FileNotFoundError, match="no name on the Hugging Face hub"):
+        load_samples("no/such/folder")
 
 
 def test_columns_are_sorted_into_the_sample() -> None:

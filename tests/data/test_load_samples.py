@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vlm_lens.data import Sample, load_samples
+from vlm_lens.data.sample import check_count
 
 TASKS = ("image", "caption", "text")
 
@@ -103,3 +104,16 @@ def test_splits_share_no_scene() -> None:
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_samples("shapes-llava", **arguments)
+
+
+@pytest.mark.parametrize("n", [1.5, "3", None, True, float("nan")])
+def test_a_count_is_a_whole_number(n: object) -> None:
+    with pytest.raises(TypeError, match="expected n as a whole number"):
+        check_count("n", n)
+
+
+def test_true_is_no_count_and_an_empty_text_no_name() -> None:
+    with pytest.raises(TypeError, match="expected n as a whole number, got True"):
+        load_samples("shapes-llava", n=True)
+    with pytest.raises(TypeError, match="expected the name or folder of a data set"):
+        load_samples("")

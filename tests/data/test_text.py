@@ -47,9 +47,9 @@ def test_short_passages_are_left_out(text: Path) -> None:
     [
         (b"", {}, "no passage of 100 words"),
         (b"a word", {}, "no passage of 100 words"),
-        (b"\xff\xfe\x00 not text", {}, "is no text in UTF-8"),
-        (b"a", {"n": 0}, "n of at least 1, got 0"),
-        (b"a", {"words": -1}, "words of at least 1, got -1"),
+        (b"\xff\xfe\x00 not text", {}, "line 1: expected text in UTF-8.*UTF-16"),
+        (b"a", {"n": 0}, "n must be at least 1, got 0"),
+        (b"a", {"words": -1}, "words must be at least 1, got -1"),
     ],
 )
 def test_refuses_what_has_no_passages(

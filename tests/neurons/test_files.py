@@ -50,7 +50,10 @@ def content(**changes: object) -> dict[str, object]:
     ("text", "message"),
     [
         ("", "Expecting value"),
-        ("\udcff", "decode"),
+        ("\udcff", "no text in UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
+        (json.dumps(content(neurons=[f"a.b[{'9' * 5000}]"])), "a number of 5,000 digits"),
+        (json.dumps(content(sizes={"a.b": 1})).replace("1}", "9" * 5000 + "}"), "too many digits"),
         ("[]", "expected an object of format 'vlm_lens.NeuronSet'"),
         (json.dumps(content(format="other")), "expected an object of format"),
         (json.dumps(content(version=2)), "and version 1"),
@@ -73,5 +76,9 @@ def test_load_refuses_other_files(tmp_path, text, message):
 
 
 def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="there is no '.*none.json'"):
         NeuronSet.load(tmp_path / "none.json")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        NeuronSet.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere/a.json'$"):
+        NeuronSet().save(tmp_path / "nowhere" / "a.json")

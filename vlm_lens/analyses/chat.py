@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from vlm_lens.analyses.explaining.prompt import Cost, Prompt, image_tokens, text_tokens
+from vlm_lens.json_text import parse_json
 from vlm_lens.whole_file import replace_file
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -35,12 +38,18 @@ class ReplyError(ValueError):
     """A reply is of no use: it is empty, a refusal, cut short, or not in the form asked for."""
 
 
+class _ForeignError(ReplyError):
+    """A reply is not what a chat endpoint sends, such as a page that says that it is down."""
+
+
 class Chat:
     """An endpoint that speaks OpenAI's chat protocol, and a model there.
 
     Failed requests (no connection, timeouts, 408, 409, 429 and 5xx) are sent again, after the time
     that the server's Retry-After asks for, or else after a growing one. Replies that cannot be used
-    are asked for again. Redirections are not followed: what is sent goes to this endpoint only.
+    are asked for again; whatever is not a chat completion (a login page, a proxy's own words) is
+    the endpoint's failure, and not the model's. Redirections are not followed: what is sent goes to
+    this endpoint only.
 
     Args:
         base_url: Where it is, e.g. "http://localhost:8000/v1". There is no default.
@@ -95,6 +104,7 @@ class Chat:
     ) -> None:
         check_endpoint(base_url, model)
         _check_numbers(timeout, max_retries, attempts, requests_per_minute, max_tokens)
+        _check_prices(input_price, output_price)
         check_installed()
         self.base_url, self.model = base_url, model
         self.options = {"max_tokens": max_tokens, "temperature": temperature, "detail": detail}
@@ -144,6 +154,11 @@ class Chat:
             if path is not None:
                 self._remember(path, reply, usage)
             return answer
+        if all(isinstance(error, _ForeignError) for error in errors):
+            raise ChatError(
+                f"{self!r} does not reply as a chat endpoint does: {errors[-1]} (asked "
+                f"{len(errors)} times). Is it down, or the address another one's?"
+            ) from errors[-1]
         raise ReplyError(f"{errors[-1]} (asked {len(errors)} times)") from errors[-1]
 
     def cost(self, prompts: Sequence[Prompt]) -> Cost:
@@ -188,8 +203,8 @@ class Chat:
         self._wait()
         try:
             found = client.chat.completions.create(**request)
-        except json.JSONDecodeError as error:
-            raise ReplyError(f"what {self!r} sends is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise _ForeignError(f"what it sends is not JSON ({error})") from error
         except openai.APITimeoutError as error:
             raise ChatError(
                 f"{self!r} did not reply within {self._timeout:g} seconds, asked "
@@ -215,6 +230,7 @@ class Chat:
         if self._client is None:
             import openai
 
+            _check_key(self._key_used() or NO_KEY)
             self._client = openai.OpenAI(
                 base_url=self.base_url,
                 api_key=self._key_used() or NO_KEY,
@@ -274,18 +290,27 @@ def check_endpoint(base_url: str, model: str) -> None:
             would show.
     """
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            "expected base_url as the address of a chat endpoint, such as "
-            f"'http://localhost:8000/v1', got {base_url!r}"
-        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "expected base_url without user, password and query, which would be written into "
             "results: pass the key as key=, or in an environment variable"
         )
+    has_space = re.search(r"[\s\x00-\x20\x7f]", base_url)  # which urlsplit leaves out
+    if has_space or parts.scheme not in ("http", "https") or not _has_host(parts):
+        raise ValueError(
+            "expected base_url as the address of a chat endpoint, such as "
+            f"'http://localhost:8000/v1', without white space, got {base_url!r}"
+        )
     if not model:
         raise ValueError("expected the name of a model at the endpoint, got an empty text")
+
+
+def _has_host(parts: SplitResult) -> bool:
+    """Whether there is a host, and a port that is one if there is one."""
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_numbers(
@@ -295,7 +320,8 @@ def _check_numbers(
     requests_per_minute: int | float | None,
     max_tokens: int,
 ) -> None:
-    if timeout <= 0 or (requests_per_minute is not None and requests_per_minute <= 0):
+    rate = 1 if requests_per_minute is None else requests_per_minute
+    if not (0 < timeout < math.inf and 0 < rate < math.inf):
         raise ValueError(
             f"expected positive numbers, got timeout={timeout} and "
             f"requests_per_minute={requests_per_minute}"
@@ -305,6 +331,20 @@ def _check_numbers(
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise ValueError(f"expected {name} of at least {lowest}, got {value}")
+
+
+def _check_prices(*prices: int | float | None) -> None:
+    for price in prices:
+        if price is not None and not 0 <= price < math.inf:
+            raise ValueError(f"expected prices of at least 0, got {price}")
+
+
+def _check_key(key: str) -> None:
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ChatError(
+            "the key holds white space or letters that no request can: copy it once more, without "
+            "the end of its line"
+        )
 
 
 def _status(chat: Chat, status: int, message: str) -> str:
@@ -323,10 +363,13 @@ def _status(chat: Chat, status: int, message: str) -> str:
 def _content(found: Any) -> str:
     """The text of a reply."""
     choices = getattr(found, "choices", None)
+    if choices is None:
+        shown = f": {found[:60]!r}" if isinstance(found, str) else ""
+        raise _ForeignError(f"the reply is no chat completion, as it has no choices{shown}")
+    if not isinstance(choices, list) or not all(hasattr(one, "message") for one in choices):
+        raise _ForeignError("the reply is not what a chat completion is")
     if not choices:
         raise ReplyError("the reply has no choice, so nothing was said")
-    if not isinstance(choices, list) or not hasattr(choices[0], "message"):
-        raise ReplyError("the reply is not what a chat completion is")
     message, reason = choices[0].message, getattr(choices[0], "finish_reason", None)
     if refusal := getattr(message, "refusal", None):
         raise ReplyError(f"the model refuses: {refusal}")
@@ -350,7 +393,7 @@ def _usage(found: Any) -> dict[str, int]:
 def _cached(path: Path) -> str | None:
     """The reply in a file; None if there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     reply = content.get("reply") if isinstance(content, dict) else None

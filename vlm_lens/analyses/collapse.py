@@ -20,7 +20,7 @@ from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.masking.examples import Batch, Target, make_batches
 from vlm_lens.masking.means import mean_activations
-from vlm_lens.masking.metrics import PERPLEXITY, Criterion
+from vlm_lens.masking.metrics import AGREEMENT, PERPLEXITY, Criterion
 from vlm_lens.masking.row_masks import Fill
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
@@ -153,6 +153,7 @@ def find_collapse(
         True
     """
     options = options or SearchOptions()
+    target = (parameters or {}).get("target")
     n = len(ranking) if options.max_k is None else options.max_k
     if not 1 <= n <= len(ranking):
         raise ValueError(
@@ -179,10 +180,13 @@ def find_collapse(
         k=k,
         ranking=ranking,
         curve=search.curve,
-        stages=Stages(onset=onset, collapse=k, rule=_rule(options)),
-        is_monotone=all(
-            m.collapsed == (k is not None and m.k >= k) for m in search.curve if m.k > 0
+        stages=Stages(
+            onset=onset,
+            collapse=k,
+            rule=_rule(options),
+            degraded_before=_is_degraded(options.degraded, search.at(0)),
         ),
+        is_monotone=not _strange(search.curve, k),
         prompts=tuple(sample.text for sample in samples),
         references=tuple(sample.answer for sample in samples),
         parameters={
@@ -191,17 +195,26 @@ def find_collapse(
             "max_k": n,
             **provenance(model),
         },
-        notes=(*notes, *_peculiarities(search.curve, k, n=n)),
+        notes=(*notes, *_peculiarities(search.curve, k, options.degraded, n=n, target=target)),
         matrices=matrices_of(ranking.names, model.hook_dict),
     )
 
 
 def _stages(search: Search, degraded: Criterion, *, n: int) -> tuple[int | None, int | None]:
-    """The smallest k that collapses, and the smallest that is degraded."""
+    """The smallest k that collapses, and the smallest that is degraded.
+
+    There is none where the clean model counts as that already: it is no neuron's doing.
+    """
+    clean, is_degraded = search.at(0), partial(_is_degraded, degraded)
+    collapses = not _is_collapsed(clean)
+    if not collapses or is_degraded(clean):
+        search.at(n)  # to show what masking does
     while True:
-        k = _smallest(search, _is_collapsed, n=n)
-        onset = _smallest(search, partial(_is_degraded, degraded), n=n if k is None else k)
-        if k == _smallest(search, _is_collapsed, n=n):
+        k = _smallest(search, _is_collapsed, n=n) if collapses else None
+        onset = None
+        if not is_degraded(clean):
+            onset = _smallest(search, is_degraded, n=n if k is None else k)
+        if not collapses or k == _smallest(search, _is_collapsed, n=n):
             return k, onset
 
 
@@ -221,6 +234,27 @@ def _is_collapsed(measurement: Measurement) -> bool:
 
 def _is_degraded(degraded: Criterion, measurement: Measurement) -> bool:
     return degraded.is_met(measurement.metrics[degraded.metric.name])
+
+
+def _of_the_clean(clean: Measurement, degraded: Criterion, target: Target | None) -> list[str]:
+    """What is wrong before anything is masked."""
+    notes, name = [], degraded.metric.name
+    agreement = clean.metrics[AGREEMENT.name]
+    if target == "answer" and agreement < 1:
+        notes.append(
+            f"with nothing masked the model gives {agreement:.4g} of the answers of the data word "
+            "for word: what is lost of the others does not show in agreement"
+        )
+    if clean.collapsed:
+        notes.append(
+            "the clean model meets the criteria of collapse already: there is no k* to find"
+        )
+    if _is_degraded(degraded, clean):
+        notes.append(
+            f"with nothing masked {name} is {clean.metrics[name]:.4g}, which counts as degraded "
+            f"({degraded}): no k is where that begins"
+        )
+    return notes
 
 
 def _rule(options: SearchOptions) -> str:
@@ -247,19 +281,29 @@ def _checked(search: Search, meter: Meter, k: int, *, n: int) -> list[str]:
     return notes
 
 
-def _peculiarities(curve: Sequence[Measurement], k: int | None, *, n: int) -> list[str]:
+def _strange(curve: Sequence[Measurement], k: int | None) -> list[int]:
+    """Each k on the wrong side of a threshold."""
+    return [] if k is None else [m.k for m in curve if m.k > 0 and m.collapsed != (m.k >= k)]
+
+
+def _peculiarities(
+    curve: Sequence[Measurement],
+    k: int | None,
+    degraded: Criterion,
+    *,
+    n: int,
+    target: Target | None,
+) -> list[str]:
     """What a reader must know about the curve."""
-    notes = [f"no collapse within {n} neurons"] if k is None else []
-    if curve[0].collapsed:
-        notes.append("the clean model meets the criteria of collapse already")
-    if k is not None:
-        strange = [m.k for m in curve if m.k > 0 and m.collapsed != (m.k >= k)]
-        if strange:
-            notes.append(
-                f"not monotone: k = {k} is the smallest found, but k = "
-                f"{', '.join(map(str, strange))} is on the other side of a threshold: "
-                "only exhaustive=True is sure to find the smallest"
-            )
+    notes = _of_the_clean(curve[0], degraded, target)
+    if k is None and not curve[0].collapsed:
+        notes.append(f"no collapse within {n} neurons")
+    if strange := _strange(curve, k):
+        notes.append(
+            f"not monotone: k = {k} is the smallest found, but k = "
+            f"{', '.join(map(str, strange))} is on the other side of a threshold: "
+            "only exhaustive=True is sure to find the smallest"
+        )
     broken = [m.k for m in curve if not math.isfinite(m.metrics[PERPLEXITY.name])]
     if broken:
         ks = ", ".join(map(str, broken))

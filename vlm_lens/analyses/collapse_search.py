@@ -27,7 +27,7 @@ from vlm_lens.masking.row_masks import Fill
 from vlm_lens.masking.runs import MaskedRun, MaskedRuns
 from vlm_lens.masking.search import smallest
 from vlm_lens.neurons import NeuronSet
-from vlm_lens.results import provenance, read_result, write_result
+from vlm_lens.results import HALF_DONE, provenance, read_result, write_result
 
 OnMeasure = Callable[[Measurement], None]
 _FREE = (PERPLEXITY, PERPLEXITY_RATIO, AGREEMENT)
@@ -227,7 +227,7 @@ class Search:
         folder = self._options.checkpoint
         if folder is None or not (folder / "search.json").exists():
             return
-        fields, _ = read_result(folder, kind="search")
+        fields, _ = read_result(folder, kind="search", loses=HALF_DONE)
         if fields["fingerprint"] != self._fingerprint:
             raise ValueError(
                 f"{str(folder)!r} holds the measurements of another search (other neurons, samples "

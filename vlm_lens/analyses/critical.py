@@ -58,14 +58,18 @@ class Stages:
     """Where the two stages of a collapse begin.
 
     Attributes:
-        onset: The number of masked neurons from which answers degrade; None if they never do.
+        onset: The number of masked neurons from which answers degrade; None if they never do, and
+            where they count as degraded with nothing masked.
         collapse: The number from which the collapse is complete; None likewise.
         rule: How the two were read off the curve, in words.
+        degraded_before: Whether the answers count as degraded with nothing masked, such as answers
+            of the data that the model does not give: then nothing begins at any k.
     """
 
     onset: int | None
     collapse: int | None
     rule: str
+    degraded_before: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +78,8 @@ class CriticalNeurons:
 
     Attributes:
         method: What ranked them, e.g. "CAN" or "random, seed 0".
-        k: How many it takes, k*; None if the model does not collapse without any number measured.
+        k: How many it takes, k*; None if the model does not collapse without any number measured,
+            or counts as collapsed with nothing masked.
         ranking: The neurons in the order in which they were masked: the sets are its prefixes.
         curve: What was measured, from k = 0 (nothing masked) on, by rising k.
         stages: Where degradation begins and where the collapse is complete.
@@ -148,6 +153,11 @@ class CriticalNeurons:
     def neurons(self) -> NeuronSet:
         """The critical neurons, best first; none if the model did not collapse."""
         return self.ranking[: self.k or 0]
+
+    @property
+    def collapsed_before(self) -> bool:
+        """Whether the model counts as collapsed with nothing masked, so that there is no k*."""
+        return bool(self.curve[0].collapsed)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -227,7 +237,7 @@ class CriticalNeurons:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{os.fspath(folder)!r} holds no result that CriticalNeurons.load can read: "
-                f"{error} Write it with CriticalNeurons.save."
+                f"{error!r}. Write it with CriticalNeurons.save."
             ) from error
 
     # Looking at it ----------------------------------------------------------------------------
@@ -240,7 +250,9 @@ class CriticalNeurons:
 
     def summary(self) -> str:
         """What was found, in a line."""
-        if self.k is None:
+        if self.collapsed_before:
+            parts = ["collapsed before anything is masked"]
+        elif self.k is None:
             parts = [f"no collapse within {self.curve[-1].k:,} neurons"]
         else:
             where = [
@@ -249,6 +261,8 @@ class CriticalNeurons:
             parts = [f"k* = {self.k:,} of {len(self.ranking):,} ranked, {', '.join(where)}"]
         if self.stages.onset is not None:
             parts.append(f"degradation from {self.stages.onset:,}")
+        if self.stages.degraded_before:
+            parts.append("degraded before anything is masked")
         if not self.is_monotone:
             parts.append("not monotone")
         return f"{self.method}: {'; '.join(parts)}"

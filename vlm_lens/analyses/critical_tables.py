@@ -27,6 +27,7 @@ from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.searches import Ranking, Searches, names_of
 from vlm_lens.analyses.sites import matrix_of
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
@@ -180,6 +181,7 @@ def by_category(
     Warns:
         UserWarning: No neuron has a score on a category, which is left out.
     """
+    check_are_samples(samples)
     categories: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.category is not None:

@@ -160,7 +160,7 @@ class EntryScores:
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``entry_scores.json`` and ``.safetensors`` into a folder, made if need be.
+        """Writes ``entry_scores.json`` and its tensors into a folder, made if need be.
 
         Raises:
             TypeError: A parameter is something that JSON cannot hold.
@@ -187,7 +187,7 @@ class EntryScores:
             return cls(**{**fields, **tensors, "tokens": tuple(fields["tokens"])})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(folder)!r} holds no result that EntryScores.load can read: {error} "
+                f"{os.fspath(folder)!r} holds no result that EntryScores.load can read: {error!r}. "
                 "Write it with EntryScores.save."
             ) from error
 

@@ -35,6 +35,7 @@ from vlm_lens.analyses.explaining.scoring import (
 )
 from vlm_lens.analyses.explanations import ExplainedNeuron, Explanations
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import provenance
@@ -129,7 +130,8 @@ def explain(
 
     Returns:
         The explanations with scores. Neurons that are never active, and those about which a model
-        did not reply properly, are in ``skipped``, with the reason.
+        did not reply properly, are in ``skipped``, with the reason; ``parameters["unanswered"]``
+        says to how much an endpoint had no proper reply, which the same call asks again.
 
     Raises:
         ValueError: An argument is out of its range, no sample can be used, the explainer and the
@@ -137,7 +139,8 @@ def explain(
             belongs to something else.
         HookNameError: A neuron is at no hook point of the model.
         IndexError: A hook point has fewer neurons.
-        ChatError: An endpoint cannot be used. What was asked before is in its cache.
+        ChatError: An endpoint cannot be used, or no reply of it. What was asked before is in its
+            cache.
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
@@ -176,8 +179,15 @@ def explain(
         others,
         on_neuron=on_neuron,
     )
+    unanswered = 0 if cost is None else len(skipped) + int(np.isnan(shuffled).sum())
+    if unanswered and not explained:
+        raise ChatError(
+            f"No reply could be used, so that no neuron was explained; the first: "
+            f"{next(iter(skipped.values()))}."
+        )
     parameters = {
         "n_samples": len(samples),
+        "unanswered": unanswered,
         "shuffles": len(others),
         **asdict(choice),
         "explainer": _parameters(explainer),
@@ -192,7 +202,7 @@ def explain(
         alpha=alpha,
         skipped=skipped,
         parameters=parameters,
-        notes=_notes(gathered, skipped, explained, shuffled),
+        notes=_notes(gathered, skipped, explained, shuffled, unanswered),
     )
 
 
@@ -212,6 +222,7 @@ def _simulator(explainer: Explainer, simulator: Simulator | None) -> Simulator:
 def _check(
     neurons: NeuronSet, samples: Sequence[Sample], shuffles: int, alpha: int | float
 ) -> None:
+    check_are_samples(samples)
     if not len(neurons):
         raise ValueError("expected at least one neuron, got none")
     if len(samples) < 2:
@@ -278,17 +289,21 @@ def _notes(
     skipped: Mapping[Neuron, str],
     explained: Sequence[ExplainedNeuron],
     shuffled: np.ndarray,
+    unanswered: int,
 ) -> tuple[str, ...]:
     notes = []
-    for what, reasons in (("samples", gathered.left_out), ("neurons", skipped)):
+    for what, reasons in (("sample", gathered.left_out), ("neuron", skipped)):
         if reasons:
             which, why = next(iter(reasons.items()))
-            notes.append(f"{len(reasons)} {what} were left out, first of all {which}: {why}")
-    constant = sum(bool(one.score.notes) for one in explained)
-    if constant:
-        notes.append(f"{constant} neurons have a score of 0 because something is constant")
+            some = f"1 {what} was" if len(reasons) == 1 else f"{len(reasons)} {what}s were"
+            notes.append(f"{some} left out, first of all {which}: {why}")
+    if constant := sum(bool(one.score.notes) for one in explained):
+        some = "1 neuron has" if constant == 1 else f"{constant} neurons have"
+        notes.append(f"{some} a score of 0 because something is constant")
     if lost := int(np.isnan(shuffled).sum()):
-        notes.append(f"{lost} scores with explanations of others are missing: no proper reply")
+        notes.append(f"scores with explanations of others are missing ({lost}): no proper reply")
+    if unanswered:
+        notes.append("what had no proper reply is asked again when the same is explained again")
     if len(explained) == 1:
         notes.append("there is one neuron only, and so no chance level: explain several")
     return tuple(notes)

@@ -237,7 +237,7 @@ class Explanations(Mapping[Neuron, ExplainedNeuron]):
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], *, shown: int = 4) -> None:
-        """Writes ``explanations.json`` and ``.safetensors`` into a folder.
+        """Writes ``explanations.json`` and its tensors into a folder.
 
         Images are not written; `load` takes the samples for them.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
+from vlm_lens.data.sample import ONE_ALONE
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
 
@@ -85,6 +86,8 @@ def named(datasets: Datasets) -> dict[str, list[Item]]:
         raise ValueError("expected at least one data set, got none")
     found: dict[str, list[Item]] = {}
     for name, items in by_name.items():
+        if isinstance(items, Sample):
+            raise TypeError(ONE_ALONE)
         found[name] = [items] if isinstance(items, Inputs) else list(items)
         wrong = [item for item in found[name] if not isinstance(item, Sample | Inputs)]
         if wrong:

@@ -183,7 +183,7 @@ class ModalityScores:
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``modality_scores.json`` and ``modality_scores.safetensors`` into a folder.
+        """Writes ``modality_scores.json`` and its tensors into a folder.
 
         Raises:
             TypeError: A parameter is something that JSON cannot hold.

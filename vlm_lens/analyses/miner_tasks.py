@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vlm_lens.analyses.miner_inputs import REFUSED, Chunk, chunks_of
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.owners import NO_SAMPLE, PositionOwners, part_of
 from vlm_lens.masking.examples import greedy_tokens
 from vlm_lens.masking.replay import replay_below
 from vlm_lens.model import HookedVLM
@@ -107,19 +109,19 @@ class Masking:
         """Hooks that mask, for a run on these inputs."""
         indices = self.neurons.indices
         none = torch.zeros(0, dtype=torch.long)
-        real = inputs.attention_mask.bool()
-        return [(name, _MaskHook(self, indices.get(name, none), real)) for name in self.names]
+        owners = PositionOwners.of_run(inputs, inputs.token_map)
+        return [(name, _MaskHook(self, indices.get(name, none), owners)) for name in self.names]
 
 
 class _MaskHook:
-    def __init__(self, masking: Masking, indices: Tensor, real: Bool[Tensor, "batch pos"]) -> None:
-        self._masking, self._indices, self._real = masking, indices, real
+    def __init__(self, masking: Masking, indices: Tensor, owners: PositionOwners) -> None:
+        self._masking, self._indices, self._owners = masking, indices, owners
         self._chosen: Bool[Tensor, " d"] | None = None
 
     def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: Any) -> Tensor:
         if self._chosen is None:
             self._chosen = self._mask(tensor.shape[-1], str(hook.name)).to(tensor.device)
-        return torch.where(self._chosen, self._fill(tensor), tensor)
+        return torch.where(self._chosen, self._fill(tensor, str(hook.name)), tensor)
 
     def _mask(self, size: int, name: str) -> Bool[Tensor, " d"]:
         if len(self._indices) and int(self._indices.max()) >= size:
@@ -131,13 +133,21 @@ class _MaskHook:
         mask[self._indices] = not self._masking.complement
         return mask
 
-    def _fill(self, tensor: Tensor) -> Tensor:
+    def _fill(self, tensor: Tensor, name: str) -> Tensor:
         value = self._masking.value
         if value != "min":
             return tensor.new_tensor(0.0 if value == "zero" else float(value))
-        if tensor.shape[:2] == self._real.shape:  # else these are new positions, which are real
-            tensor = tensor.masked_fill(~self._real[..., None].to(tensor.device), torch.inf)
+        real = self._real(name, *tensor.shape[:2])
+        real[~real.any(1)] = True  # of nobody's row, whatever there is
+        tensor = tensor.masked_fill(~real[..., None].to(tensor.device), torch.inf)
         return tensor.amin((1, 2), keepdim=True)
+
+    def _real(self, name: str, n_rows: int, n_positions: int) -> Bool[Tensor, "row pos"]:
+        """Which positions there are; new ones that come after a prompt all are."""
+        prompt = self._owners.real.get(part_of(name))
+        if prompt is not None and prompt.shape[1] != n_positions:
+            return torch.ones(n_rows, n_positions, dtype=torch.bool)
+        return self._owners.of(name, n_rows, n_positions) != NO_SAMPLE
 
 
 def control_of(
@@ -272,6 +282,8 @@ def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[st
         raise ValueError("expected at least one task, got none")
     counted, notes = {}, []
     for name, items in tasks.items():
+        one_only = isinstance(items, Sample)
+        check_are_samples(items if one_only else [i for i in items if not isinstance(i, Answered)])
         kept = [one for one in items if isinstance(one, Answered) or str(one.answer or "").strip()]
         if not kept:
             raise ValueError(

@@ -28,6 +28,7 @@ from vlm_lens.analyses.neuron_types_passes import Passes, Setting
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, check_shares, of_site, sensitivity
 from vlm_lens.analyses.sites import Which
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.statistics.prepared import Answers, AnswerSource
@@ -104,6 +105,7 @@ def classify(
         The types, with shares, p-values and the labels at other thresholds.
 
     Raises:
+        TypeError: Something is no sample.
         ValueError: An argument is out of its range, visual and text tokens overlap or one of them
             never occurs at a site, or the checkpoint belongs to something else.
         HookNameError: A site matches nothing.
@@ -121,6 +123,7 @@ def classify(
         >>> found.neurons("visual", high_confidence=True)[0].component
         'language_model'
     """
+    check_are_samples(samples)
     setting = Setting(
         thresholds=Thresholds(T_v, n_v, T_t, n_t),
         comparison=comparison,

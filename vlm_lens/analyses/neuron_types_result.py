@@ -283,7 +283,7 @@ class NeuronTypes:
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``types.json`` and ``types.safetensors`` into a folder.
+        """Writes ``types.json`` and its tensors into a folder.
 
         Raises:
             OSError: The folder cannot be written to.

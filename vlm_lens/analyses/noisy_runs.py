@@ -44,6 +44,7 @@ def prompt_of(model: HookedVLM, sample: Sample | Inputs | str) -> Prompt:
     """A sample (without its answer), prepared inputs or raw text as a prompt.
 
     Raises:
+        TypeError: It is none of these.
         ValueError: The inputs are not one prompt.
     """
     if isinstance(sample, str):
@@ -52,8 +53,13 @@ def prompt_of(model: HookedVLM, sample: Sample | Inputs | str) -> Prompt:
         return Prompt(sample, {"input_ids": tokens}, model.to_str_tokens(tokens), media)
     if isinstance(sample, Sample):
         inputs = model.prepare(text=sample.text, images=sample.images or None)
-    else:
+    elif isinstance(sample, Inputs):
         inputs = sample.to(model.cfg.device)
+    else:
+        raise TypeError(
+            f"expected one sample, prepared inputs or a text, got {type(sample).__name__}: pass "
+            'Sample(images=[...], text="..."), or what model.prepare(...) returns'
+        )
     if len(inputs.token_map) != 1 or not inputs.attention_mask.all():
         raise ValueError(
             f"expected one prompt without padding, got {inputs}: an entry is a channel at a "

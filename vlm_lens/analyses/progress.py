@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.results import check_belongs, read_result, write_result
+from vlm_lens.results import HALF_DONE, check_belongs, read_result, write_result
 
 KIND = "progress"
 """The kind of result that progress is on disk."""
@@ -78,7 +78,7 @@ class Progress:
         """
         if not (Path(folder) / f"{KIND}.json").exists():
             return cls()
-        fields, tensors = read_result(folder, kind=KIND)
+        fields, tensors = read_result(folder, kind=KIND, loses=HALF_DONE)
         check_belongs(fields["of"], of, folder=folder)
         return cls(
             n_batches=fields["n_batches"],

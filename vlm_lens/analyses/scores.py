@@ -126,7 +126,7 @@ class NeuronScores(Mapping[str, Float[Tensor, " _"]]):
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``scores.json`` and ``scores.safetensors`` into a folder.
+        """Writes ``scores.json`` and its tensors into a folder.
 
         Raises:
             OSError: The folder cannot be written to.

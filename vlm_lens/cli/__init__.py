@@ -1,8 +1,7 @@
 """The command line: ``vlm-lens demo``, ``can``, ``pcicn``, ``miner`` and so on, a module for each.
 
-Progress goes to stderr and the result to stdout. A mistake in the input ends the run with one line
-on stderr and exit code 2, Ctrl-C with one line and exit code 130; anything else that goes wrong is
-a bug and shows its traceback.
+Progress goes to stderr and the result to stdout. How a run ends that does not work, is said in one
+place, `vlm_lens.cli.ending`.
 
 Libraries are imported where they are needed: ``--help`` and a mistyped path need no torch.
 """
@@ -13,13 +12,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vlm_lens.cli import can, demo, explain, explore, miner, models, pcicn, types
-from vlm_lens.cli.checks import InputError
+from vlm_lens.cli.ending import WRONG_INPUT, warnings_as_notes, well_ended
 from vlm_lens.versions import package_version
-
-INTERRUPTED = 130
-"""What shells call the exit code of a command that Ctrl-C has ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,26 +26,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, or 2 if the input does not work, or 130 after Ctrl-C.
+        The exit code: 0, or what `vlm_lens.cli.ending` says.
 
     Raises:
         SystemExit: With code 2 if the arguments make no sense, 0 after ``--help`` or ``--version``.
     """
     argv = sys.argv[1:] if argv is None else argv
+    return well_ended(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments, command=shlex.join(["vlm-lens", *argv]))
-    except InputError as error:
-        print(f"vlm-lens {arguments.name}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"vlm-lens {arguments.name}: {arguments.interrupted}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    name = f"vlm-lens {arguments.name}"
+
+    def run() -> int:
+        with warnings_as_notes(name):
+            arguments.run(arguments, command=shlex.join(["vlm-lens", *argv]))
+        return 0
+
+    return well_ended(run, name=name, interrupted=arguments.interrupted)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where others print all their options too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vlm-lens", description="Look inside vision-language models, down to single neurons."
     )
     version = f"vlm-lens {package_version('vlm-lens')}"

@@ -16,6 +16,7 @@ from vlm_lens.cli.samples import (
     add_data,
     add_model,
     add_number,
+    check_least,
     check_text_alone,
     checksums,
     load_model,
@@ -32,6 +33,7 @@ from vlm_lens.cli.search import (
     target_of,
     write_down,
 )
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.scores import NeuronScores
@@ -64,7 +66,7 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
     add("--sites", default="output", metavar="NAME", help=sites)
     add("--component", metavar="NAME", help="only its neurons, such as projector (default: all)")
     alpha = "exponent of the gradient, from 0 to 1 (default: %(default)s)"
-    add("--alpha", type=float, default=0.5, metavar="X", help=alpha)
+    add("--alpha", type=finite, default=0.5, metavar="X", help=alpha)
     tokens = "how positions become one number (default: %(default)s)"
     add("--tokens", choices=("max", "mean", "sum", "last"), default="max", help=tokens)
     add_batch_size(group)
@@ -72,8 +74,8 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    folder, samples = _checked(arguments, command)
     step = Steps()
+    folder, samples = _checked(arguments, command)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     names = _names(model, samples, arguments)
@@ -103,6 +105,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
 def _checked(arguments: argparse.Namespace, command: str) -> tuple[RunFolder, list[Sample]]:
     """The folder and the samples, as far as they can be checked without the model."""
     check_text_alone(arguments)
+    check_least(arguments, n=1, words=1)
     folder = RunFolder.of(arguments, command)
     if arguments.text is None:
         samples = read_samples(arguments, n=arguments.n, seed=arguments.seed)

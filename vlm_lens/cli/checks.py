@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vlm_lens.whole_file import DamagedError, is_full
+
 
 class InputError(Exception):
     """Something that the user gave does not work; the message says what and why, in one line."""
@@ -12,11 +14,19 @@ class InputError(Exception):
 
 @contextmanager
 def reading_input() -> Iterator[None]:
-    """Marks where input is read: an error there is the input's, and its message is for the user."""
+    """Marks where input is read: an error there is the input's, and its message is for the user.
+
+    That a disk is full is no matter of the input, whatever was read or written; and a damaged file
+    of ours says itself what to do.
+    """
     try:
         yield
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         if isinstance(error, KeyError) and not _names_a_hook(error):
+            raise
+        if isinstance(error, DamagedError | BrokenPipeError):
+            raise
+        if isinstance(error, OSError) and is_full(error):
             raise
         raise InputError(" ".join(str(error).split())) from error
 

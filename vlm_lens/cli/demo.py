@@ -12,6 +12,7 @@ from vlm_lens.cli.progress import Steps
 from vlm_lens.cli.question import add_question, check_question, read_question
 from vlm_lens.cli.samples import BUNDLED
 from vlm_lens.cli.threads import fit_threads
+from vlm_lens.cli.values import named, path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +50,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_question(add)
     add(
         "--model",
+        type=named,
         default=BUNDLED,
         metavar="NAME",
         help="model folder or Hugging Face id (default: %(default)s, bundled)",
@@ -58,7 +60,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add("--seed", type=int, default=0, help="of the random control neurons (default: %(default)s)")
     add(
         "--out",
-        type=Path,
+        type=path,
         default=Path("report.html"),
         metavar="PATH",
         help="the report (default: %(default)s)",
@@ -68,6 +70,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
     check_question(arguments)
+    step = Steps()
     with importing():
         from vlm_lens.data import Sample
         from vlm_lens.report.page import render_report
@@ -77,7 +80,6 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         check_target(arguments.out)
         image, question = read_question(arguments, bundled=DEMO_SAMPLE)
     check_device(arguments.device)
-    step = Steps()
     model, inputs = _loaded(arguments, image, question, step)
     study = study_answer(model, inputs, top=arguments.top, seed=arguments.seed, on_step=step)
     found = _found(model, study, Sample(images=[image], text=question), arguments.model, step)

@@ -51,8 +51,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    ways, folder, named, samples = _checked(arguments, command)
     step = Steps()
+    ways, folder, named, samples = _checked(arguments, command)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     names = [] if named is not None else places(model, arguments)
@@ -73,8 +73,13 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         return _explained(partial(explain, model, samples, chosen, **with_what), ways, step)
 
     load = partial(Explanations.load, samples=samples)
-    found = folder.kept("", kind=KIND, load=load, make=make)
+    found = folder.kept("", kind=KIND, load=load, make=make, is_whole=_is_answered)
     _write_down(folder, found, arguments.model, step)
+
+
+def _is_answered(found: Explanations) -> bool:
+    """Whether an endpoint had a reply to everything; what it had none to is asked again."""
+    return not found.parameters.get("unanswered")
 
 
 def _digest(neurons: Iterable[Neuron]) -> str:
@@ -86,7 +91,7 @@ def _checked(
     arguments: argparse.Namespace, command: str
 ) -> tuple[Ways, RunFolder, NeuronSet | None, list[Sample]]:
     """What is asked for, as far as it can be checked without the model."""
-    check_least(arguments, n=2, batch_size=1, max_new_tokens=1)
+    check_least(arguments, n=2, batch_size=1, max_new_tokens=1, words=1)
     check_least(arguments, exemplars=1, random_exemplars=0)
     check_text_alone(arguments)
     for name, value in (("held-out", arguments.held_out), ("alpha", arguments.alpha)):

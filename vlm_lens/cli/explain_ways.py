@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.cli.checks import InputError, reading_input
 from vlm_lens.cli.progress import Steps
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.chat import Chat
@@ -43,12 +44,12 @@ def add_ways(parser: argparse.ArgumentParser) -> None:
     others = "random ones beside them (default: %(default)s)"
     add("--random-exemplars", type=int, default=10, metavar="N", help=others)
     share = "share of the samples that explanations are tested on (default: %(default)s)"
-    add("--held-out", type=float, default=0.5, metavar="X", help=share)
+    add("--held-out", type=finite, default=0.5, metavar="X", help=share)
     many = f"default: {_SHUFFLES}; {_SHUFFLES_OF_CHAT} where a chat endpoint simulates"
     shuffles = f"each neuron is scored with the explanations of so many others too ({many})"
     add("--shuffles", type=int, metavar="N", help=shuffles)
     alpha = "false discovery rate of what is called better than chance (default: %(default)s)"
-    add("--alpha", type=float, default=0.05, metavar="X", help=alpha)
+    add("--alpha", type=finite, default=0.05, metavar="X", help=alpha)
 
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +62,11 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
     add("--key-variable", default=_KEY_VARIABLE, metavar="NAME", help=key)
     add("--yes", action="store_true", help="send what the cost is told of, without being asked")
     prices = "what a million tokens cost, sent and received, for the estimate"
-    add("--prices", nargs=2, type=float, metavar="X", help=prices)
+    add("--prices", nargs=2, type=finite, metavar="X", help=prices)
     rate = "at most so many (default: no limit)"
-    add("--requests-per-minute", type=float, metavar="X", help=rate)
+    add("--requests-per-minute", type=finite, metavar="X", help=rate)
     seconds = "seconds to wait for a reply (default: %(default)s)"
-    add("--timeout", type=float, default=60.0, metavar="X", help=seconds)
+    add("--timeout", type=finite, default=60.0, metavar="X", help=seconds)
     retries = "how often a request that failed is sent again (default: %(default)s)"
     add("--retries", type=int, default=5, metavar="N", help=retries)
     longest = f"of a reply (default: {_LONGEST}; {_LONGEST_OF_SIMULATOR:,} of a simulator)"

@@ -12,6 +12,7 @@ from vlm_lens.cli.imports import importing
 from vlm_lens.cli.progress import Steps
 from vlm_lens.cli.question import add_question, check_question, read_question
 from vlm_lens.cli.samples import add_model, load_model
+from vlm_lens.cli.values import path
 
 BUNDLED_SAMPLE = 0
 """Which of the bundled images is explored where none is named."""
@@ -45,15 +46,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     first = "the one that is shown first, such as blocks.3.mlp.hook_post[42]"
     add("--neuron", metavar="NEURON", help=first)
     folders = "folders that can, pcicn, miner, types or explain have written: shown with neurons"
-    add("--results", nargs="+", type=Path, default=[], metavar="FOLDER", help=folders)
+    add("--results", nargs="+", type=path, default=[], metavar="FOLDER", help=folders)
     out = "the page (default: %(default)s)"
-    add("--out", type=Path, default=Path("explorer.html"), metavar="PATH", help=out)
+    add("--out", type=path, default=Path("explorer.html"), metavar="PATH", help=out)
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
     del command  # the page says nothing that would change with it
     check_question(arguments)
+    step = Steps()
     with importing():
         from vlm_lens.explorer import explore
         from vlm_lens.report.write import check_target
@@ -63,7 +65,6 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         check_target(arguments.out)
         image, question = read_question(arguments, bundled=BUNDLED_SAMPLE)
         results = _results(arguments.results)
-    step = Steps()
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     step("answering")

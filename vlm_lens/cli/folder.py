@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from vlm_lens.cli.checks import InputError, reading_input
+from vlm_lens.cli.values import path
+from vlm_lens.whole_file import is_unfinished, replace_file
 
 KIND = "run"
 """The kind of result that the command itself is on disk."""
@@ -18,9 +19,11 @@ KIND = "run"
 REPORT = "report.html"
 
 _CHECKPOINT = "checkpoint"
-_PARTIAL = ("progress", "search", "statistics-progress", "types-progress")
-"""The kinds of what is half done."""
 
+_LOST = (
+    "what else is in this folder then belongs to no command, delete it too, or name a new folder "
+    "with --out"
+)
 _NOT_ASKED = ("run", "interrupted", "out", "controls")
 """What makes no difference to what is in the folder; controls can be added later."""
 
@@ -31,7 +34,7 @@ def add_out(
     """Adds the option that names the folder, and what an interrupted command says about it."""
     folder = "folder for the results; the same command goes on from what is there"
     where = f"{folder} (default: %(default)s)"
-    group.add_argument("--out", type=Path, default=Path(default), metavar="FOLDER", help=where)
+    group.add_argument("--out", type=path, default=Path(default), metavar="FOLDER", help=where)
     parser.set_defaults(interrupted="interrupted; the same command goes on from what is done")
 
 
@@ -71,7 +74,7 @@ class RunFolder:
         folder = cls(arguments.out, command, {**given, "versions": _versions()})
         with reading_input():
             _check_place(folder.path)
-            if folder.path.exists() and any(folder.path.iterdir()):
+            if _holds_something(folder.path):
                 folder._check_same(folder.asked)
         return folder
 
@@ -104,7 +107,15 @@ class RunFolder:
             else:
                 write_result(self.path, kind=KIND, fields={"command": self.command, **fields})
 
-    def kept(self, place: str, *, kind: str, load: Callable[[Path], R], make: Callable[[], R]) -> R:
+    def kept(
+        self,
+        place: str,
+        *,
+        kind: str,
+        load: Callable[[Path], R],
+        make: Callable[[], R],
+        is_whole: Callable[[R], bool] = lambda _: True,
+    ) -> R:
         """A result that is there from an earlier run, or else is made now.
 
         Args:
@@ -112,17 +123,37 @@ class RunFolder:
             kind: What its file is called.
             load: Reads it.
             make: Makes it.
+            is_whole: Whether nothing is missing in it that making it again may add.
 
         Raises:
-            InputError: It is there, but damaged.
+            InputError, DamagedError: It is there, but cannot be read.
         """
         folder = self.path / place
-        if (folder / f"{kind}.json").exists():
-            with reading_input():
-                return load(folder)
+        file = folder / f"{kind}.json"
+        if file.exists() and is_whole(found := self._loaded(file, load)):
+            return found
         made = make()
         made.save(folder)
         return made
+
+    def _loaded(self, file: Path, load: Callable[[Path], R]) -> R:
+        try:
+            with reading_input():
+                return load(file.parent)
+        except InputError as error:
+            again = "the same command makes it again, and other results stay as they are"
+            reason = str(error).rstrip(".")
+            raise InputError(f"{reason}. To go on, delete {str(file)!r}: {again}") from error
+
+    def derive(self, made: Result, *, kind: str) -> None:
+        """Writes what is quickly made of results, whatever is in its place.
+
+        Args:
+            made: What is written.
+            kind: What its file is called.
+        """
+        (self.path / f"{kind}.json").unlink(missing_ok=True)
+        made.save(self.path)
 
     def share_checkpoint(self, place: str) -> Path:
         """A folder for the checkpoints of a table, whose first search is that of the command.
@@ -134,7 +165,7 @@ class RunFolder:
         source, target = self.checkpoint / "search.json", folder / "00" / "search.json"
         if source.exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target)
+            replace_file(target, source.read_bytes())
         return folder
 
     def _check_same(self, fields: Mapping[str, Any]) -> None:
@@ -145,7 +176,7 @@ class RunFolder:
                 f"{str(self.path)!r} holds other files: name a new folder with --out, or an empty "
                 "one"
             )
-        known, _ = read_result(self.path, kind=KIND)
+        known, _ = read_result(self.path, kind=KIND, loses=_LOST)
         different = [name for name in fields if known.get(name) != fields[name]]
         if different:
             names = ", ".join(name.replace("_", "-") for name in different)
@@ -155,11 +186,16 @@ class RunFolder:
             )
 
     def _check_checkpoint(self) -> None:
-        from vlm_lens.results import read_result
+        """Reads all that is half done, so that damage is told before work starts."""
+        from vlm_lens.results import HALF_DONE, read_result
 
-        for kind in _PARTIAL:
-            if (self.checkpoint / f"{kind}.json").exists():
-                read_result(self.checkpoint, kind=kind)
+        for file in sorted(self.checkpoint.rglob("*.json")):
+            read_result(file.parent, kind=file.stem, loses=HALF_DONE)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a folder has files in it; those that were never finished do not count."""
+    return path.exists() and not all(is_unfinished(file) for file in path.iterdir())
 
 
 def _check_place(path: Path) -> None:
@@ -167,7 +203,9 @@ def _check_place(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"cannot write into {str(path)!r}: it is a file; name a folder")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"cannot write into {str(path)!r}: {str(nearest)!r} is a file")
+    if not os.access(nearest, os.W_OK):
         raise PermissionError(f"cannot write into {str(path)!r}: no permission in {str(nearest)!r}")
 
 

@@ -23,6 +23,7 @@ from vlm_lens.cli.samples import (
     load_model,
     read_datasets,
 )
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_scores import ModalityScores
@@ -61,22 +62,22 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
     split = f"which modalities are told apart: {', '.join(_SPLITS)} (default: %(default)s)"
     add("--separate", choices=_SPLITS, default=_SPLITS[0], metavar="NAME", help=split)
     weights = f"of the metrics {', '.join(_METRICS)} (default: the authors', 0 .25 .25 .5 0)"
-    add("--metric-weights", nargs=5, type=float, default=[*_WEIGHTS], metavar="X", help=weights)
+    add("--metric-weights", nargs=5, type=finite, default=[*_WEIGHTS], metavar="X", help=weights)
     add_batch_size(group)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("selection").add_argument
     ratio = "share of all neurons, over all modalities (default: %(default)s)"
-    add("--ratio", type=float, default=0.02, metavar="X", help=ratio)
+    add("--ratio", type=finite, default=0.02, metavar="X", help=ratio)
     how = f"how: {', '.join(_STRATEGIES)} (default: %(default)s)"
     add("--strategy", choices=_STRATEGIES, default=_STRATEGIES[0], metavar="NAME", help=how)
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    folder, datasets = _checked(arguments, command)
     step = Steps()
+    folder, datasets = _checked(arguments, command)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     names = _sites(model, arguments)
@@ -198,11 +199,11 @@ def _mined(folder: RunFolder, scores: ModalityScores, arguments: argparse.Namesp
     with reading_input():  # a ratio can be too small
         selected = miner.select(scores, **how)
     layers = by_layer(selected, sizes=scores.sizes)
-    layers.save(folder.path)
+    folder.derive(layers, kind=layers.KIND)
     some = {modality: neurons for modality, neurons in selected.items() if neurons}
     shared = overlap(some, sizes=scores.sizes) if len(some) > 1 else None
     if shared is not None:
-        shared.save(folder.path)
+        folder.derive(shared, kind=shared.KIND)
     _save(folder, selected)
     return Mined(
         model_name=arguments.model,

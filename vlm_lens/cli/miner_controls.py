@@ -13,6 +13,7 @@ from vlm_lens.cli.checks import InputError
 from vlm_lens.cli.folder import RunFolder
 from vlm_lens.cli.progress import Steps, bar
 from vlm_lens.cli.samples import add_longest, add_seeds, check_least
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
@@ -32,7 +33,7 @@ def add_controls(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     what = "mask each modality's neurons, random ones, and all others, and ask again (minutes)"
     add("--controls", action="store_true", help=what)
     ratios = f"shares of neurons that are masked (default: {' '.join(map(str, _RATIOS))})"
-    add("--ratios", nargs="+", type=float, default=[*_RATIOS], metavar="X", help=ratios)
+    add("--ratios", nargs="+", type=finite, default=[*_RATIOS], metavar="X", help=ratios)
     measured = "samples of each data set that are asked (default: %(default)s)"
     add("--n-measured", type=int, default=50, metavar="N", help=measured)
     fill = "what masked neurons are set to (default: %(default)s)"
@@ -73,7 +74,8 @@ class Controls:
     def measured(self, found: Mined, datasets: Mapping[str, Sequence[Sample]]) -> Mined:
         """What was found, with what is lost without it."""
         tasks = self._tasks(found.scores, datasets)
-        self.step(f"masking the neurons of each modality, on {len(tasks)} tasks")
+        some = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        self.step(f"masking the neurons of each modality, on {some}")
         specificity = self._specificity(found, tasks)
         self.step("masking more and more of them")
         curve = self._curve(found.scores, tasks, place="", complement=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from vlm_lens.cli.progress import Steps
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the parser."""
@@ -15,6 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(_arguments: argparse.Namespace, *, command: str) -> None:  # noqa: ARG001
     """Prints one line for each record, and what the open parts may be."""
+    Steps()
     from vlm_lens.architectures import BLOCKS
     from vlm_lens.architectures.table import COLUMNS, OPEN, aligned, support_rows
 

@@ -16,6 +16,7 @@ from vlm_lens.cli.progress import Steps
 from vlm_lens.cli.samples import (
     add_data,
     add_model,
+    check_least,
     check_text_alone,
     checksums,
     load_model,
@@ -32,6 +33,7 @@ from vlm_lens.cli.search import (
     target_of,
     write_down,
 )
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.comparison import Comparison
@@ -65,23 +67,23 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _add_noise(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("noise").add_argument
     scale = "its standard deviation, in the units of the embeddings (default: %(default)s)"
-    add("--alpha", type=float, default=5.0, metavar="X", help=scale)
+    add("--alpha", type=finite, default=5.0, metavar="X", help=scale)
     copies = "number of noisy copies (default: %(default)s)"
     add("--n-noisy", type=int, default=100, metavar="N", help=copies)
     where = "which positions get noise (default: %(default)s)"
     add("--noise-on", choices=("all", "text", "image"), default="all", help=where)
     add("--seed", type=int, default=42, metavar="N", help="of the noise (default: %(default)s)")
     epsilon = "collapse: perplexity is up by this power of ten (default: %(default)s)"
-    add("--epsilon", type=float, default=1.0, metavar="X", help=epsilon)
+    add("--epsilon", type=finite, default=1.0, metavar="X", help=epsilon)
     size = "noisy copies that run at once (default: %(default)s)"
     add("--batch-size", type=int, default=10, metavar="N", help=size)
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
+    step = Steps()
     folder, sample = _checked(arguments, command)
     is_text = arguments.text is not None
-    step = Steps()
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     check_prompt(model, sample, target=target_of(arguments))
@@ -109,13 +111,10 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
 def _checked(arguments: argparse.Namespace, command: str) -> tuple[RunFolder, Sample]:
     """The folder and the sample, as far as they can be checked without the model."""
     check_text_alone(arguments)
+    check_least(arguments, n_noisy=1, sample=0, words=1)
     for name in ("alpha", "epsilon"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise InputError(f"expected --{name} above 0, got {getattr(arguments, name)}")
-    if arguments.n_noisy < 1:
-        raise InputError(f"expected --n-noisy of at least 1, got {arguments.n_noisy}")
-    if arguments.sample < 0:
-        raise InputError(f"expected --sample from 0, got {arguments.sample}")
     folder = RunFolder.of(arguments, command)
     sample = _sample(arguments)
     check_search(arguments, [sample])

@@ -20,6 +20,8 @@ class Steps:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        if "torch" not in sys.modules:
+            self("starting: the libraries take some seconds")
 
     def __call__(self, what: str) -> None:
         print(f"[{time.monotonic() - self._start:5.1f} s] {what}", file=sys.stderr, flush=True)

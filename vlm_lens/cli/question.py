@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.cli.checks import InputError
+from vlm_lens.cli.values import path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,18 +19,20 @@ def add_question(add: Callable[..., Any]) -> None:
     Args:
         add: ``add_argument`` of a parser or a group.
     """
-    add("--image", type=Path, metavar="PATH", help="image file (default: a bundled one)")
+    add("--image", type=path, metavar="PATH", help="image file (default: a bundled one)")
     add("--question", metavar="TEXT", help="question about it (default: the bundled image's)")
 
 
 def check_question(arguments: argparse.Namespace) -> None:
-    """Refuses an image that nothing is asked about.
+    """Refuses an image that nothing is asked about, and an empty question.
 
     Raises:
         InputError: There is no question.
     """
     if arguments.image is not None and arguments.question is None:
         raise InputError("--image needs a --question about it")
+    if arguments.question is not None and not arguments.question.strip():
+        raise InputError("--question is empty: ask something, or leave it out")
 
 
 def read_question(arguments: argparse.Namespace, *, bundled: int) -> tuple[Image, str]:
@@ -50,4 +52,4 @@ def read_question(arguments: argparse.Namespace, *, bundled: int) -> tuple[Image
     if arguments.image is not None:
         return load_image(arguments.image), arguments.question
     sample = load_imagefolder(IMAGES, n=bundled + 1)[bundled]
-    return sample.images[0], arguments.question or sample.text
+    return sample.images[0], sample.text if arguments.question is None else arguments.question

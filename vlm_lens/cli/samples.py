@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_lens.cli.checks import InputError, check_device, reading_input
 from vlm_lens.cli.threads import fit_threads
+from vlm_lens.cli.values import named
 
 if TYPE_CHECKING:
     from vlm_lens.data import Sample
@@ -21,6 +23,11 @@ TASKS = ("image", "caption", "text")
 """What can be asked about the world."""
 
 _DATA = "folder of images with a metadata.jsonl, or name of a Hugging Face data set"
+_FORMAT = (
+    'A folder\'s metadata.jsonl has a line for each sample, such as {"file_name": "cat.png", '
+    '"text": "what is on the sofa ?", "answer": "a cat", "category": "pets"}: "file_name" is '
+    'relative to the folder; "answer" and "category" may be left out, all else is an annotation.'
+)
 _WORLD = f"{BUNDLED}, its world, drawn on demand"
 _WORDS = 100
 _OF_DATA = ("data", "task", "split", "target")
@@ -31,6 +38,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add(
         "--model",
+        type=named,
         default=BUNDLED,
         metavar="NAME",
         help="model folder or Hugging Face id (default: %(default)s, bundled)",
@@ -53,7 +61,7 @@ def add_data(parser: argparse.ArgumentParser, *, text: str, what: str) -> argpar
     """
     group = add_source(parser, task="image")
     add = group.add_argument
-    add("--text", metavar=text, help=what)
+    add("--text", type=named, metavar=text, help=what)
     words = f"of a passage, where --text is a file (default: {_WORDS})"
     add("--words", type=int, metavar="N", help=words)
     target = "score the model's own answers or those of the data (default: own)"
@@ -72,23 +80,23 @@ def add_source(parser: argparse.ArgumentParser, *, task: str) -> argparse._Argum
     Returns:
         The group of these options, for further ones.
     """
-    group = parser.add_argument_group("samples")
+    group = parser.add_argument_group("samples", _FORMAT)
     add = group.add_argument
-    add("--data", metavar="NAME", help=f"{_DATA} (default: {_WORLD})")
+    add("--data", type=named, metavar="NAME", help=f"{_DATA} (default: {_WORLD})")
     add("--task", choices=TASKS, help=f"what is asked about the world (default: {task})")
-    add("--split", metavar="NAME", help="of the world or the data set (default: test)")
+    add("--split", type=named, metavar="NAME", help="of the world or the data set (default: test)")
     return group
 
 
 def add_sources(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the options that say where several data sets come from; returns their group."""
-    group = parser.add_argument_group("samples")
+    group = parser.add_argument_group("samples", _FORMAT)
     add = group.add_argument
-    again = "may be given several times"
-    add("--data", action="append", metavar="NAME", help=f"{_DATA}; {again} (default: {_WORLD})")
+    what = f"{_DATA}; may be given several times (default: {_WORLD})"
+    add("--data", type=named, action="append", metavar="NAME", help=what)
     tasks = "what is asked about the world, a data set each (default: all)"
     add("--tasks", nargs="+", choices=TASKS, metavar="NAME", help=tasks)
-    add("--split", metavar="NAME", help="of the world or the data sets (default: test)")
+    add("--split", type=named, metavar="NAME", help="of the world or the data sets (default: test)")
     return group
 
 
@@ -129,13 +137,13 @@ def check_least(arguments: argparse.Namespace, **least: int) -> None:
 
     Args:
         arguments: What was given.
-        **least: The smallest value of each option.
+        **least: The smallest value of each option; those that are not given have none.
 
     Raises:
         InputError: One is smaller.
     """
     for name, lowest in least.items():
-        if getattr(arguments, name) < lowest:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < lowest:
             option = name.replace("_", "-")
             raise InputError(
                 f"expected --{option} of at least {lowest}, got {getattr(arguments, name)}"
@@ -195,6 +203,7 @@ def read_datasets(arguments: argparse.Namespace, *, n: int, seed: int) -> dict[s
     from vlm_lens.data import load_samples
 
     split, given = arguments.split or "test", arguments.data or [BUNDLED]
+    _check_different(given)
     if arguments.tasks is not None and BUNDLED not in given:
         raise InputError(f"--tasks is about the world of {BUNDLED}, not about {given[0]!r}")
     found: dict[str, list[Sample]] = {}
@@ -209,9 +218,22 @@ def read_datasets(arguments: argparse.Namespace, *, n: int, seed: int) -> dict[s
     return found
 
 
+def _check_different(given: Sequence[str]) -> None:
+    """Refuses one data set under two names, which would count as two."""
+    from vlm_lens.by_name import is_folder
+
+    places: dict[str, str] = {}
+    for one in given:
+        place = os.path.realpath(os.path.expanduser(one)) if is_folder(one) else one
+        if place in places:
+            also = "" if places[place] == one else f" (as {places[place]!r} too)"
+            raise InputError(f"the data set {one!r} is named twice{also}")
+        places[place] = one
+
+
 def _short(name: str, given: Sequence[str]) -> str:
     """The name of a folder without those that it is in, unless others are called so too."""
-    from vlm_lens.data.load import is_folder
+    from vlm_lens.by_name import is_folder
 
     if not is_folder(name):
         return name

@@ -11,7 +11,7 @@ from vlm_lens.cli.checks import InputError, reading_input
 from vlm_lens.cli.folder import RunFolder, add_out
 from vlm_lens.cli.page import noted, publish
 from vlm_lens.cli.progress import Steps, bar
-from vlm_lens.cli.samples import add_seeds
+from vlm_lens.cli.samples import add_seeds, check_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,7 @@ def check_search(arguments: argparse.Namespace, samples: Sequence[Sample]) -> No
     """
     from vlm_lens.masking.examples import check_samples
 
-    if arguments.max_k < 1:
-        raise InputError(f"expected --max-k of at least 1, got {arguments.max_k}")
+    check_least(arguments, max_k=1, batch_size=1, max_new_tokens=1)
     if "accuracy" in arguments.metrics and not any(sample.answer for sample in samples):
         raise InputError("--metrics accuracy needs samples with answers")
     with reading_input():

@@ -23,6 +23,7 @@ from vlm_lens.cli.samples import (
     load_model,
     read_samples,
 )
+from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.neuron_types_result import NeuronTypes
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
 _TASK = "caption"
 _THRESHOLDS = {
-    "T_v": (float, 2.0, "a visual token is activated above this, from 0 to 10"),
+    "T_v": (finite, 2.0, "a visual token is activated above this, from 0 to 10"),
     "n_v": (int, 4, "so many of them make a sample visual"),
-    "T_t": (float, 3.0, "a text token is activated above this"),
+    "T_t": (finite, 3.0, "a text token is activated above this"),
     "n_t": (int, 2, "so many of them make a sample text"),
 }
 
@@ -66,19 +67,19 @@ def _add_types(parser: argparse.ArgumentParser) -> None:
         option, what = f"--{name.replace('_', '-')}", f"{what} (default: %(default)s)"
         add(option, dest=name, type=kind, default=default, metavar="X", help=what)
     high = "a share above this is of high confidence (default: %(default)s)"
-    add("--high-confidence", type=float, default=0.8, metavar="X", help=high)
+    add("--high-confidence", type=finite, default=0.8, metavar="X", help=high)
     rate = (
         "rate of false discoveries up to which a label is more than chance (default: %(default)s)"
     )
-    add("--alpha", type=float, default=0.05, metavar="X", help=rate)
+    add("--alpha", type=finite, default=0.05, metavar="X", help=rate)
     add_batch_size(group)
     add_out(parser, group, default="types")
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> None:
     """Everything that can be refused is refused before the model is loaded, or right after it."""
-    folder, samples, notes = _checked(arguments, command)
     step = Steps()
+    folder, samples, notes = _checked(arguments, command)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     classify = _classify(model, arguments)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from PIL.Image import Image
+from PIL.Image import DecompressionBombError, Image
 
+from vlm_lens.by_name import check_hub_answers
 from vlm_lens.data.sample import Sample
 
 TEXT_KEYS = ("text", "question", "prompt")
@@ -30,16 +31,27 @@ def load_hub(name: str, *, split: str, n: int) -> list[Sample]:
     Raises:
         ImportError: when the package `datasets` is not installed.
         ValueError: when the rows hold no prompt or something else than images.
+        ConnectionError: when the hub cannot be reached.
+        FileNotFoundError: when it has no such data set.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(
-            f"loading the Hugging Face data set {name!r} needs the package `datasets`: "
-            "pip install datasets. (For a folder of images, give a path such as ./folder.)"
+            f"there is no folder {name!r} here, and loading a Hugging Face data set of that name "
+            "needs the package `datasets`: pip install datasets"
         ) from error
-    rows = load_dataset(name, split=split, streaming=True)
-    return [to_sample(row, where=f"{name}, row {i}") for i, row in enumerate(islice(rows, n))]
+    check_hub_answers(name, kind="dataset")
+    try:
+        rows = load_dataset(name, split=split, streaming=True)
+    except FileNotFoundError as error:  # what `datasets` raises for a data set that it cannot find
+        raise FileNotFoundError(
+            f"there is no folder {name!r} here, and no such data set on the hub: {error}"
+        ) from error
+    try:
+        return [to_sample(row, where=f"{name}, row {i}") for i, row in enumerate(islice(rows, n))]
+    except DecompressionBombError as error:
+        raise ValueError(f"{name}: an image is too large for Pillow: {error}") from error
 
 
 def to_sample(row: Mapping[str, Any], *, where: str) -> Sample:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlm_lens.by_name import is_folder
 from vlm_lens.data.hub import load_hub
 from vlm_lens.data.imagefolder import load_imagefolder
-from vlm_lens.data.sample import Sample
+from vlm_lens.data.sample import Sample, check_count
 
 WORLD = "shapes-llava"
 
@@ -32,9 +33,11 @@ def load_samples(
         The samples. The same arguments give the same samples.
 
     Raises:
+        TypeError: when `name` is no name or `n` no whole number.
         ValueError: when `n` is less than 1, `split` or `task` is unknown to the world, or the
             entries of a folder or data set are not as expected.
         FileNotFoundError: when `name` is a path of a folder that is not there or lacks a file.
+        ConnectionError: when there is no such folder, and the hub cannot be reached.
         ImportError: when a Hugging Face data set is asked for and `datasets` is not installed.
 
     Example:
@@ -42,8 +45,9 @@ def load_samples(
         >>> sample.images, sample.text.startswith("scene : a ")
         ([], True)
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_count("n", n)
+    if not isinstance(name, str | Path) or not str(name):
+        raise TypeError(f"expected the name or folder of a data set, got {name!r}")
     if name == WORLD:
         # Only the world needs scikit-learn, whose import takes most of a second.
         from vlm_lens.shapes_llava.world import make_samples
@@ -52,17 +56,3 @@ def load_samples(
     if is_folder(name):
         return load_imagefolder(Path(name), n=n)
     return load_hub(str(name), split=split, n=n)
-
-
-def is_folder(name: str | Path) -> bool:
-    """Whether a name means a folder on this machine rather than a data set of the hub.
-
-    A `Path`, an existing folder, and anything that starts like a path are folders.
-
-    Example:
-        >>> is_folder("./photos"), is_folder("nobody/some-data")
-        (True, False)
-    """
-    if isinstance(name, Path) or Path(name).is_dir():
-        return True
-    return name.startswith(("/", "./", "../", "~"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from PIL.Image import Image
+
+ONE_ALONE = "expected several samples, got one Sample: pass it in a list, [sample]"
 
 
 @dataclass
@@ -29,3 +33,42 @@ class Sample:
     answer: str | None = None
     category: str | None = None
     annotations: dict[str, Any] = field(default_factory=dict)
+
+
+def check_are_samples(samples: Iterable[Any] | Sample) -> None:
+    """Refuses what is no sample, before anything is done with it.
+
+    Raises:
+        TypeError: It is one sample, or holds something else.
+
+    Example:
+        >>> check_are_samples(["what color is the sky ?"])
+        Traceback (most recent call last):
+        TypeError: expected samples, got str (at 0): pass Sample(images=[...], text="...")
+    """
+    if isinstance(samples, Sample):
+        raise TypeError(ONE_ALONE)
+    for number, sample in enumerate(samples):
+        if not isinstance(sample, Sample):
+            raise TypeError(
+                f"expected samples, got {type(sample).__name__} (at {number}): pass "
+                'Sample(images=[...], text="...")'
+            )
+
+
+def check_count(name: str, number: Any) -> None:
+    """Refuses what is no whole number from 1.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: It is less.
+
+    Example:
+        >>> check_count("n", 1.5)
+        Traceback (most recent call last):
+        TypeError: expected n as a whole number, got 1.5
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral):  # NumPy's are some too
+        raise TypeError(f"expected {name} as a whole number, got {number!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from vlm_lens.data.sample import Sample
+from vlm_lens.data.sample import Sample, check_count
+from vlm_lens.data.utf8 import read_utf8
 
 WORDS = 100
 """Words of a passage: well below PCICN's 512 tokens, and as long as the passage it is shown on."""
@@ -38,9 +39,8 @@ def load_texts(path: str | Path, *, n: int = 200, words: int = WORDS) -> list[Sa
         >>> [len(passage.text.split()) for passage in passages]
         [20, 20, 20]
     """
-    for name, number in (("n", n), ("words", words)):
-        if number < 1:
-            raise ValueError(f"expected {name} of at least 1, got {number}")
+    check_count("n", n)
+    check_count("words", words)
     text = _read(Path(path).expanduser())
     long_enough = (passage for passage in _passages(text, words) if len(passage) > SHORTEST)
     samples = [Sample(images=[], text=passage) for passage in islice(long_enough, n)]
@@ -61,7 +61,4 @@ def _passages(text: str, words: int) -> Iterator[str]:
 def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"expected a text file, but there is no file {path}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    return read_utf8(path)

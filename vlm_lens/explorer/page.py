@@ -250,7 +250,7 @@ def _render(data: dict[str, Any], *, bare: bool = False) -> str:
     # No text from models or data can end the script element that it is in.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return environment.get_template("page.html").render(
-        title=f"Neurons: {data['about']['prompt'].strip() or 'explorer'}",
+        title=f"Neurons of {data['about']['name']}: {data['about']['prompt'].strip()}",
         policy=policy(STANDALONE),
         style=Markup(STYLE),
         script=Markup(STANDALONE),

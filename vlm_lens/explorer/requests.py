@@ -22,6 +22,7 @@ from vlm_lens.explorer.subject import Subject
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
 from vlm_lens.plots import style
+from vlm_lens.results import name_of
 
 Answer = tuple[dict[str, Any], list[bytes]]
 SUMMARIES = ("largest", "image", "text", "selectivity", "effect")
@@ -92,6 +93,7 @@ class Requests:
         buffers = [] if spread is None or spread.note else [_floats(spread.shown)]
         return {
             "model": type(subject.model.hf_model).__name__,
+            "name": name_of(subject.model.hf_model),
             "prompt": subject.prompt.texts[0],
             "answer": subject.answer,
             "own": subject.is_own,

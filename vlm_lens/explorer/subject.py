@@ -14,7 +14,7 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
-from vlm_lens.masking.examples import greedy_tokens, with_answers
+from vlm_lens.masking.examples import greedy_tokens, media_tokens, with_answers
 from vlm_lens.model import HookedVLM
 
 
@@ -104,7 +104,8 @@ def make_subject(
 
     Raises:
         TypeError: The inputs are something else.
-        ValueError: They are several prompts, or hold an answer already; or the answer is empty.
+        ValueError: They are several prompts, or hold an answer already; or the answer is empty, or
+            holds a token that stands for an image.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -144,6 +145,12 @@ def _with_answer(model: HookedVLM, inputs: Inputs, answer: str) -> Int[Tensor, "
     if not ids:
         raise ValueError(
             f"expected an answer with at least one token, but there is none in {answer!r}"
+        )
+    if media := set(ids) & set(media_tokens(model)):
+        token = tokenizer.convert_ids_to_tokens(min(media))
+        raise ValueError(
+            f"expected an answer in words, but {answer!r} holds {token!r}, which stands for an "
+            "image or a sound: leave it out"
         )
     start = inputs["decoder_input_ids"] if model.cfg.is_encoder_decoder else inputs.input_ids
     return torch.cat([start, torch.tensor([ids], device=start.device)], dim=1)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vlm_lens.inputs.owners import PositionOwners
 from vlm_lens.inputs.positions import PER_POSITION, lengthen
 from vlm_lens.inputs.token_kinds import Kind
 from vlm_lens.inputs.token_map import TokenMap
@@ -119,11 +120,13 @@ class Inputs(Mapping[str, Tensor]):
         Raises:
             IndexError: There is no such sample or image.
         """
-        maps = self.token_map[:sample]
-        before = [layout for token_map in maps for layout in token_map.layouts]
-        before += self.token_map[sample].layouts[:image]
-        start = sum(len(layout.views) for layout in before)
-        return slice(start, start + len(self.token_map[sample].layouts[image].views))
+        layouts = self.token_map[sample].layouts
+        shown = layouts[image]
+        owners = PositionOwners.of_run(self, self.token_map).pictures
+        assert owners is not None  # there are token maps
+        its_rows = (owners == range(len(self.token_map))[sample]).nonzero()[:, 0].tolist()
+        start = its_rows[sum(len(layout.views) for layout in layouts[:image])]
+        return slice(start, start + len(shown.views))
 
     def extend(self, tokens: Int[Tensor, "batch pos_total"]) -> "Inputs":
         """Returns the inputs that replay a generation in one forward pass.

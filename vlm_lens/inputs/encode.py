@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from vlm_lens.geometry import AudioLayout, ImageLayout, MediaLayout
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.media import Medium
+from vlm_lens.inputs.padding import pad_id
 from vlm_lens.inputs.positions import PER_POSITION, lengthen, pad_left, stack
 from vlm_lens.inputs.token_kinds import Modality, Role
 from vlm_lens.inputs.token_map import TokenMap
@@ -195,7 +196,7 @@ def collate(samples: list[EncodedSample], processor: Any) -> dict[str, Tensor]:
     """
     longest = max(len(sample.ids) for sample in samples)
     missing = [longest - len(sample.ids) for sample in samples]
-    pad = _pad_id(processor.tokenizer)
+    pad = pad_id(processor.tokenizer)
     if pad is None and any(missing):
         raise ValueError(
             "texts of different lengths need padding, but the tokenizer has neither a pad nor an "
@@ -212,7 +213,9 @@ def collate(samples: list[EncodedSample], processor: Any) -> dict[str, Tensor]:
     for name in names:
         parts = _parts(name, samples, per_sample=per_sample)
         is_text = name == "qformer_input_ids"
-        tensors[name] = stack(parts, fill=_pad_id(processor.qformer_tokenizer) if is_text else 0)
+        # Its mask leaves the padding out, whatever token it is.
+        fill = pad_id(processor.qformer_tokenizer) if is_text else None
+        tensors[name] = stack(parts, fill=fill or 0)
     if "aspect_ratio_mask" in tensors:
         # Mllama never masks the first tile, not even that of an image that is not there.
         tensors["aspect_ratio_mask"][..., 0] = 1
@@ -264,7 +267,8 @@ def _token_map(
     *,
     n_padding: int,
 ) -> TokenMap:
-    padding = [_pad_id(processor.tokenizer)] * n_padding
+    pad: Any = pad_id(processor.tokenizer)  # there is one where there is padding
+    padding = [pad] * n_padding
     modality: list[Modality] = ["padding"] * n_padding
     prompt: list[Role] = ["prompt"] * (n_padding + sample.n_prompt)
     answer: list[Role] = ["answer"] * (len(sample.ids) - sample.n_prompt)
@@ -292,8 +296,3 @@ def _image_index(modality: list[Modality], layouts: list[ImageLayout]) -> list[i
     """The image of each position: one image's positions follow the other's."""
     order = (index for index, layout in enumerate(layouts) for _ in layout.tokens)
     return [next(order) if kind == "image" else -1 for kind in modality]
-
-
-def _pad_id(tokenizer: Any) -> Any:
-    """The id of the pad token, else of the eos token, else None."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

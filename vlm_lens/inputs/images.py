@@ -99,6 +99,12 @@ def _from_file(path: str) -> Image.Image:
                 f"expected an image file, but Pillow recognises no image format in {path!r}: "
                 "check that it is an image, and convert it to PNG or JPEG"
             ) from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"expected an image of a usual size, but {path!r} is too large for Pillow: {error} "
+                "Make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS = None if you know where it is "
+                "from"
+            ) from error
         except Exception as error:  # each of Pillow's decoders has its own kinds of error
             raise _damaged(repr(path), error) from error
         return _to_rgb(image, name=repr(path))

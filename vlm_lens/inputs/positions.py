@@ -1,9 +1,13 @@
 """The tensors of a model's forward that have an entry per position, and how they grow."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GenerationMixin
 
 # Besides input_ids. Each is 0 at padding.
 PER_POSITION = (
@@ -61,3 +65,39 @@ def stack(parts: list[Tensor], *, fill: int = 0) -> Tensor:
         padding = [n for amount in reversed(missing) for n in (0, amount)]
         filled.append(F.pad(part, padding, value=fill))
     return torch.cat(filled)
+
+
+def ends_of(hf_model: nn.Module, options: Mapping[str, Any] | None = None) -> list[int]:
+    """The tokens at which a model's own `generate` ends an answer.
+
+    Args:
+        hf_model: The model.
+        options: What `generate` was told besides.
+    """
+    # BLIP and Kosmos-2 hand generation to their language model, which has its own settings.
+    *_, generating = (m for m in hf_model.modules() if isinstance(m, GenerationMixin))
+    options = options or {}
+    config: Any = options.get("generation_config") or generating.generation_config
+    ends = options.get("eos_token_id", config.eos_token_id)
+    return [] if ends is None else torch.as_tensor(ends).reshape(-1).tolist()
+
+
+def is_answer(
+    tokens: Int[Tensor, "batch pos"], n_prompt: int, ends: list[int]
+) -> Bool[Tensor, "batch pos"]:
+    """The positions of generated answers, the token that ends them included.
+
+    Args:
+        tokens: What `generate` returned.
+        n_prompt: How many positions come before the answers.
+        ends: The tokens that end an answer.
+
+    Example:
+        >>> is_answer(torch.tensor([[7, 5, 2, 0], [7, 5, 5, 2]]), 1, [2]).long().tolist()
+        [[0, 1, 1, 0], [0, 1, 1, 1]]
+    """
+    is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device))
+    is_end[:, :n_prompt] = False
+    found = is_end.cumsum(1) - is_end.long() == 0
+    found[:, :n_prompt] = False
+    return found

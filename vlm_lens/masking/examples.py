@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import GenerationMixin
 
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.loss import next_tokens
 from vlm_lens.model import HookedVLM
 
@@ -68,6 +69,7 @@ def make_batches(
         max_new_tokens: At most so many tokens of an answer.
 
     Raises:
+        TypeError: Something is no sample.
         ValueError: There are no samples, an answer is missing or has no token, or a number is not
             positive.
 
@@ -88,7 +90,8 @@ def make_batches(
 def check_samples(
     samples: Sequence[Sample], *, target: Target, batch_size: int, max_new_tokens: int
 ) -> None:
-    """Raises ValueError unless `make_batches` can start with these arguments."""
+    """Raises TypeError or ValueError unless `make_batches` can start with these arguments."""
+    check_are_samples(samples)
     if not samples:
         raise ValueError("expected at least one sample, got none")
     for name, number in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
@@ -200,13 +203,4 @@ def answer_positions(
     model: HookedVLM, tokens: Int[Tensor, "batch pos"], n_prompt: int
 ) -> Bool[Tensor, "batch pos"]:
     """The positions of generated answers, the token that ends them included."""
-    # BLIP and Kosmos-2 hand generation to their language model, which has its own settings.
-    *_, generating = (m for m in model.hf_model.modules() if isinstance(m, GenerationMixin))
-    config: Any = generating.generation_config
-    ends = config.eos_token_id if config.eos_token_id is not None else []
-    is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device))
-    is_end[:, :n_prompt] = False
-    ended_before = is_end.cumsum(1) - is_end.long() > 0
-    is_answer = ~ended_before
-    is_answer[:, :n_prompt] = False
-    return is_answer
+    return is_answer(tokens, n_prompt, ends_of(model.hf_model))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlm_lens.json_text import parse_json
 from vlm_lens.neurons.neuron import Neuron
 from vlm_lens.whole_file import replace_file
 
@@ -27,14 +28,18 @@ def write(
 
 def read(path: str | os.PathLike[str], build: Callable[..., T]) -> T:
     """Reads what `write` wrote, as ``build(neurons, sizes=sizes)``; see `NeuronSet.load`."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"expected the file of a neuron set, but {str(path)!r} is a folder")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected the file of a neuron set, but there is no {str(path)!r}")
     raw = Path(path).read_bytes()
     try:
-        neurons, sizes = decoded(_checked(json.loads(raw)))
+        neurons, sizes = decoded(_checked(parse_json(raw)))
         return build(neurons, sizes=sizes)
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is not a neuron set that NeuronSet.load can read: {error} "
-            "Write it with NeuronSet.save."
+            f"{os.fspath(path)!r} is not a neuron set that NeuronSet.load can read: "
+            f"{str(error).rstrip('.')}. Write it with NeuronSet.save."
         ) from error
 
 

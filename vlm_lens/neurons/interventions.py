@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from vlm_lens import cache as caches
 from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.hook import Edit, NeuronHook, Where, kept_on_devices
@@ -43,7 +44,8 @@ class Interventions:
             value: "zero"; a number; or "mean" or "min", each neuron's own mean or minimum over
                 the reference activations.
             reference: For "mean" and "min", activations ``[..., d]`` (or ``[..., head, d_head]``)
-                by hook name, such as an `ActivationCache`.
+                by hook name. Of the cache of `run_with_cache`, the positions count that there are
+                (`ActivationCache.real`), of another mapping all of them.
             where: The positions to touch, in the shape of the activations' batch and position
                 dimensions (image patches in a vision encoder). None = everywhere.
             generated: Whether positions generated after the prompt are touched as well; False needs
@@ -100,7 +102,7 @@ class Interventions:
                 f"ablate({statistic!r}) needs reference activations, got none. Pass "
                 "reference=cache, the cache of model.run_with_cache(...) on reference inputs."
             )
-        found = {name: flat_heads(name, reference[name]) for name in self._by_name}
+        found = {name: flat_heads(name, _real(reference, name)) for name in self._by_name}
         sizes = {name: activations.shape[-1] for name, activations in found.items()}
         self.check(sizes)
         edits = {
@@ -112,6 +114,13 @@ class Interventions:
     def _same_hooks(self, edit: Edit, where: Where, generated: bool) -> ForwardHooks:
         edits = dict.fromkeys(self._by_name, edit)
         return hooks(self._by_name, edits, self._sizes, where, generated)
+
+
+def _real(reference: Reference, name: str) -> Tensor:
+    """What counts of the reference activations at a hook point."""
+    if isinstance(reference, caches.ActivationCache):
+        return reference.real(name)
+    return reference[name]
 
 
 def hooks(

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from functools import lru_cache, total_ordering
 
 _IN_BLOCK = re.compile(r"(?:(?P<component>.+?)\.)?blocks\.(?P<layer>[0-9]+)\.(?P<site>.+)")
+_LONGEST = 18
+"""No index has more digits."""
+
 _WRITTEN = re.compile(r"(?P<name>\S+)\[(?P<index>[0-9]+)\]")
 _PARTS_OF_LANGUAGE_MODEL = ("embed", "unembed", "ln_final")
 
@@ -111,6 +114,10 @@ class Neuron:
             raise ValueError(
                 f"cannot read {text!r} as a neuron: expected a hook name and an index, such as "
                 "'blocks.3.mlp.hook_post[42]'."
+            )
+        if len(match["index"]) > _LONGEST:  # which int() refuses with a word about Python
+            raise ValueError(
+                f"expected a neuron's index, got a number of {len(match['index']):,} digits"
             )
         return cls(match["name"], int(match["index"]))
 

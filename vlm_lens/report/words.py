@@ -39,6 +39,8 @@ def headline(result: CriticalNeurons) -> str:
     model = result.parameters.get("model") or "The model"
     total = sum({**result.ranking.sizes, **result.sizes}.values())
     of_all = f" of {total:,}" if total else ""
+    if result.collapsed_before:
+        return f"{model} counts as collapsed with nothing masked"
     if result.k is None:
         k = result.curve[-1].k
         return f"{model} does not collapse without {_best(k)}{of_all}"
@@ -65,7 +67,12 @@ def _effect(result: CriticalNeurons, k: int) -> str:
     parts = []
     if _RATIO in metrics:
         parts.append(f"perplexity is {written(metrics[_RATIO])} times that of the whole model")
-    if clean.get(_AGREEMENT):  # of texts that it would not write itself, nothing can be left
+    if result.parameters.get("target") == "answer" and _AGREEMENT in metrics:
+        parts.append(
+            f"it gives {metrics[_AGREEMENT]:.0%} of the answers of the data, with nothing masked "
+            f"{clean[_AGREEMENT]:.0%}"
+        )
+    elif clean.get(_AGREEMENT):  # of texts that it would not write itself, nothing can be left
         parts.append(f"{metrics[_AGREEMENT] / clean[_AGREEMENT]:.0%} of its answers are left")
     them = "it" if k == 1 else "them"
     return f"Without {them} {', and '.join(parts)}." if parts else ""
@@ -74,6 +81,9 @@ def _effect(result: CriticalNeurons, k: int) -> str:
 def _stages(result: CriticalNeurons) -> list[str]:
     """How the loss went, as far as it was measured."""
     onset, k = result.stages.onset, result.k
+    if result.stages.degraded_before:
+        found = "Its answers count as degraded with nothing masked: no k is where that begins."
+        return [found] if k is None else [found, *_last_step(result, k)]
     if k is None:
         if onset is None:
             return ["Nor does it degrade, as far as was measured."]

@@ -20,6 +20,7 @@ from vlm_lens.data.sample import Sample
 from vlm_lens.shapes_llava import WEIGHTS
 from vlm_lens.shapes_llava.questions import TASKS
 from vlm_lens.shapes_llava.world import CATEGORIES, make_samples
+from vlm_lens.whole_file import replace_file
 
 Accuracy = dict[str, dict[str, dict[str, int | float]]]
 """Per task, per question type: "correct", "total" and their ratio "accuracy"."""
@@ -142,7 +143,7 @@ def main() -> None:
     result = evaluate(model, processor, n=args.n, seed=args.seed)
     sys.stdout.write(table(result) + "\n")
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+        replace_file(args.out, (json.dumps(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

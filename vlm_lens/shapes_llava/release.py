@@ -15,11 +15,13 @@ from string import Template
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from vlm_lens.data.imagefolder import METADATA
 from vlm_lens.data.sample import Sample
 from vlm_lens.shapes_llava import IMAGES, WEIGHTS
 from vlm_lens.shapes_llava.evaluate import table
 from vlm_lens.shapes_llava.train import NAMING_LAYER, Phase, Recipe
 from vlm_lens.shapes_llava.world import make_samples
+from vlm_lens.whole_file import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +91,13 @@ def write_images(folder: Path) -> None:
         entry = {"file_name": name, "text": sample.text, "answer": sample.answer}
         entry |= {"category": sample.category, "scene": sample.annotations["scene"]}
         lines.append(json.dumps(entry))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    replace_file(folder / METADATA, ("\n".join(lines) + "\n").encode())
 
 
 def main() -> None:
     """Command line: writes card and sample images of the bundled weights."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (WEIGHTS / "README.md").write_text(card(WEIGHTS))
+    replace_file(WEIGHTS / "README.md", card(WEIGHTS).encode())
     write_images(IMAGES)
     log.info("wrote %s and %s", WEIGHTS / "README.md", IMAGES)
 

@@ -235,7 +235,7 @@ class NeuronStatistics:
     # On disk ----------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``statistics.json`` and ``statistics.safetensors`` into a folder.
+        """Writes ``statistics.json`` and its tensors into a folder.
 
         Raises:
             OSError: The folder cannot be written to.

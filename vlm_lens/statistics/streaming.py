@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
-from vlm_lens.results import check_belongs, read_result, write_result
+from vlm_lens.data.sample import check_are_samples
+from vlm_lens.results import HALF_DONE, check_belongs, read_result, write_result
 
 State = TypeVar("State")
 Packed = tuple[dict[str, Any], dict[str, Tensor]]
@@ -92,6 +93,7 @@ def stream(
             `samples` has no length).
 
     Raises:
+        TypeError: Something is no sample.
         ValueError: There are no samples, or the checkpoint belongs to something else.
 
     Example:
@@ -125,8 +127,11 @@ def stream(
 
 
 def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    if isinstance(samples, Sample):
+        check_are_samples(samples)
     rest = iter(samples)
     while batch := list(islice(rest, size)):
+        check_are_samples(batch)
         yield batch
 
 
@@ -151,7 +156,7 @@ def _resumed(
     """The progress in a folder, with its samples taken out of `batches`."""
     if not (checkpoint.folder / f"{checkpoint.kind}.json").exists():
         return fresh
-    fields, tensors = read_result(checkpoint.folder, kind=checkpoint.kind)
+    fields, tensors = read_result(checkpoint.folder, kind=checkpoint.kind, loses=HALF_DONE)
     check_belongs(fields["of"], checkpoint.belongs_to, folder=checkpoint.folder)
     progress = fresh
     for batch in islice(batches, fields["n_batches"]):

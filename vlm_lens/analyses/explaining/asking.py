@@ -15,6 +15,7 @@ from vlm_lens.analyses.chat import ReplyError
 from vlm_lens.analyses.exemplars import SCALE, Exemplar, SampleView
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.prompt import Prompt
+from vlm_lens.json_text import parse_json
 from vlm_lens.plots import style
 
 EXPLAIN = (
@@ -128,8 +129,8 @@ def _json_in(reply: str) -> dict[str, Any]:
     """The JSON object in a reply, whatever is around it."""
     match = re.search(r"\{.*\}", reply, flags=re.DOTALL)
     try:
-        content = json.loads(match[0]) if match else None
-    except (ValueError, RecursionError) as error:
+        content = parse_json(match[0]) if match else None
+    except ValueError as error:
         raise ReplyError(f"the reply is not JSON ({error}): {reply[:80]!r}") from error
     if not isinstance(content, dict):
         raise ReplyError(f"expected a JSON object, got {reply[:80]!r}")

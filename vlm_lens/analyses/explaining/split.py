@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_lens.data import Sample
+from vlm_lens.data.sample import check_are_samples
 
 
 def halves(
@@ -25,6 +26,7 @@ def halves(
         The numbers of the samples of the first part and of the second one, rising.
 
     Raises:
+        TypeError: Something is no sample.
         ValueError: All samples show the same, so that there is nothing to hold out.
 
     Example:
@@ -32,6 +34,7 @@ def halves(
         >>> halves(samples, held_out=0.5, seed=0)
         ([1], [0, 2, 3])
     """
+    check_are_samples(samples)
     groups: dict[str, list[int]] = {}
     for number, sample in enumerate(samples):
         groups.setdefault(shown_in(sample), []).append(number)
