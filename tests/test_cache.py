@@ -77,14 +77,6 @@ def test_neuron_results_are_activation_times_output_weight(tiny: Tiny):
     assert_near(results[0, 0], expected)
 
 
-def test_the_logit_lens_ends_at_the_logits(tiny: Tiny):
-    model = tiny.model
-    logits, cache = model.run_with_cache(tiny.inputs("image"))
-    resid = cache.accumulated_resid(apply_ln=True)
-    assert resid.shape[0] == model.cfg.n_layers + 1
-    assert_near(resid[-1] @ model.W_U + model.b_U, logits)
-
-
 @pytest.mark.parametrize("mlp_input", [False, True])
 def test_norms_inside_the_model_can_be_applied_to_a_stack(tiny: Tiny, mlp_input: bool):
     _, cache = tiny.model.run_with_cache(tiny.inputs("image"))

@@ -9,7 +9,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import transformer_lens
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
 
+from vlm_lens import HookedVLM
 from vlm_lens.architectures import BLOCKS, records
 
 ROOT = Path(__file__).parents[1]
@@ -46,3 +50,16 @@ def test_the_files_that_the_pages_name_exist():
     for page in PAGES:
         for path in re.findall(r"`((?:vlm_lens|tests)/[\w./]*)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_what_of_transformer_lens_is_not_here_is_listed():
+    """Every public name of `TransformerBridge` is ours too, or in the page's table."""
+    page = (ROOT / "docs" / "from_transformerlens.md").read_text()
+    table = page.partition("| of `TransformerBridge` | why |")[2]
+    names = [row.split("|")[1] for row in table.splitlines()[2:] if row.startswith("|")]
+    listed = set(re.findall(r"`(\w+)`", " ".join(names)))
+    theirs = {name for name in set(dir(TransformerBridge)) - set(dir(nn.Module)) if name[0] != "_"}
+    model = HookedVLM.from_pretrained("shapes-llava")
+    assert listed == {name for name in theirs if not hasattr(model, name)}
+    _, cache = model.run_with_cache("what color")
+    assert set(dir(transformer_lens.ActivationCache)) <= set(dir(cache))

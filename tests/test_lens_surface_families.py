@@ -95,7 +95,7 @@ def test_accumulated_bias_is_what_biases_add_to_the_stream(name: str):
     model, inputs = load(name)
     with torch.no_grad():
         for block in model.blocks:
-            block.attn._out[0].weight.zero_()
+            block.attn.projections["W_O"].module.weight.zero_()
             block.mlp.hf_module.weight.zero_()
         _, cache = model.run_with_cache(inputs, names_filter=["*resid_*"])
     start = cache["resid_pre", 0]

@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,12 +85,21 @@ def test_a_model_that_cannot_be_reached_says_what_to_try(
     assert len(asked) <= 1
 
 
-def test_an_unsupported_model_is_refused_before_its_weights_are_read(folder: Path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["SomethingElse"]}, "got SomethingElse"),
+        ({"text_config": {"model_type": "gpt2"}}, "got 'gpt2'"),
+        ({"vision_config": {"model_type": "dinov2"}}, "got 'dinov2'"),
+    ],
+)
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(
+    folder: Path, changes: dict[str, Any], message: str
+):
     config = json.loads((folder / "config.json").read_text())
-    config["architectures"] = ["SomethingElse"]
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ArchitectureError, match="got SomethingElse"):
+    with pytest.raises(ArchitectureError, match=message):
         HookedVLM.from_pretrained(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -109,3 +110,30 @@ def test_writing_one_part_of_a_fused_projection_leaves_the_others(model: HookedV
     torch.testing.assert_close(written[names[1]], clean[names[1]] * 2)
     for other in (names[0], names[2]):
         assert torch.equal(written[other], clean[other])
+
+
+def test_parts_of_the_stream_and_inputs_of_heads(model: HookedVLM, inputs):
+    """Also where queries are part of a fused projection, and where norms come after."""
+    with torch.no_grad():
+        clean, cache = model.run_with_cache(inputs)
+        parts = cache.get_full_resid_decomposition(expand_neurons=True)
+        torch.testing.assert_close(parts.sum(0), cache["resid_post", -1], rtol=1e-3, atol=1e-4)
+        read = cache.accumulated_resid(apply_ln=True)[-1] @ model.tokens_to_residual_directions(7)
+        torch.testing.assert_close(read, clean[..., 7], rtol=1e-3, atol=1e-3)
+        new, block = torch.randn_like(cache["resid_pre", 1]), model.blocks[1]
+        model.set_use_split_qkv_input(True)
+        for part in "qkv":
+            by_hand = block.ln1(new) @ getattr(block.attn, f"W_{part.upper()}")[1]
+
+            def write(tensor, hook, value):
+                tensor = tensor.clone()
+                tensor[..., 1, :] = value
+                return tensor
+
+            names = f"blocks.1.attn.hook_{part}_input", f"blocks.1.attn.hook_{part}"
+            found, expected = (
+                model.run_with_hooks(inputs, fwd_hooks=[(name, partial(write, value=value))])
+                for name, value in zip(names, (new, by_hand), strict=True)
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+            assert (found - clean).abs().max() > 1e-4

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformer_lens
 from jaxtyping import Bool
 from torch import Tensor
-from transformer_lens.utilities import Slice, get_act_name
+from transformer_lens.utilities import Slice
 
 from vlm_lens.activations import Activations, without_batch
+from vlm_lens.cache_stream import StreamCache
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
 from vlm_lens.hooks.names import HookNameError, nearest_names
 from vlm_lens.inputs import TokenMap
@@ -30,7 +30,7 @@ class BatchDimError(ValueError, AssertionError):
     """What is asked of a cache's batch dimension fails; in TransformerLens that is an assertion."""
 
 
-class ActivationCache(transformer_lens.ActivationCache):
+class ActivationCache(StreamCache):
     """Activations by hook name, as in TransformerLens, and by token type.
 
     Everything that TransformerLens' cache does works here (``cache["post", 3]``,
@@ -76,14 +76,6 @@ class ActivationCache(transformer_lens.ActivationCache):
             f"This cache holds {len(self)} activations and none is named {name!r}.{hint} "
             "Name it in `names_filter` to keep it."
         )
-
-    def _full_name(self, key: Any) -> str:
-        if isinstance(key, str):
-            return key if "." in key else get_act_name(key)
-        layer = key[1] if len(key) > 1 else None
-        if layer is not None and layer < 0:
-            key = (key[0], self.model.cfg.n_layers + layer, *key[2:])
-        return get_act_name(*key)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -27,7 +27,11 @@ class HookedVLMConfig(TransformerLensConfig):
             no token of their own.
         video_token_id: Id of the token that stands for a video, or for one position of it.
         audio_token_id: Id of the token that stands for one position of sound.
+        d_vocab_out: How many tokens the model predicts; `d_vocab` is how many it embeds.
         is_encoder_decoder: Whether the language model is an encoder with a decoder.
+        use_attn_in: Set by `HookedVLM.set_use_attn_in`, like `use_attn_result` and
+            `use_split_qkv_input` by theirs.
+        use_hook_mlp_in: Set by `HookedVLM.set_use_hook_mlp_in`.
         vision_encoder: The same sizes for the vision encoder (`n_ctx` counts its patches, class
             token included, or is 0 where that depends on the image).
         audio_encoder: The same sizes for the audio encoder.
@@ -38,7 +42,10 @@ class HookedVLMConfig(TransformerLensConfig):
     image_token_id: int | None = None
     video_token_id: int | None = None
     audio_token_id: int | None = None
+    d_vocab_out: int = -1
     is_encoder_decoder: bool = False
+    use_attn_in: bool = False
+    use_hook_mlp_in: bool = False
     vision_encoder: TransformerLensConfig | None = None
     audio_encoder: TransformerLensConfig | None = None
 
@@ -69,6 +76,7 @@ def build_config(
     return HookedVLMConfig(
         **sizes["decoder" if encoder_decoder else ""],
         d_vocab=weight.shape[0],
+        d_vocab_out=beneath(Place(hf_model, architecture.unembed).module).out_features,
         positional_embedding_type=_positions(stacks["decoder" if encoder_decoder else ""]),
         model_name=hf_config._name_or_path,
         architecture=type(hf_model).__name__,
@@ -111,13 +119,14 @@ def _stack_sizes(
     }
 
 
-def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any) -> None:
+def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, d_vocab_out: int) -> None:
     """Bring what can change in a living model up to date: dtype, device and vocabulary.
 
     Args:
         cfg: The configuration of the wrapped model.
         hf_model: The model.
         weight: Its token embedding.
+        d_vocab_out: How many tokens its head predicts.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -132,7 +141,7 @@ def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any) -> None:
     for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
         if part is not None:
             part.dtype, part.device = weight.dtype, device
-    cfg.d_vocab = weight.shape[0]
+    cfg.d_vocab, cfg.d_vocab_out = weight.shape[0], d_vocab_out
 
 
 def input_device(hf_model: Any, weight: torch.Tensor) -> str:

@@ -164,7 +164,7 @@ class Generation(ModelInputs):
         arguments = self._generation_inputs(input, max_new_tokens)
         maps = input.token_map if isinstance(input, Inputs) else None
         _check_positions(self.cfg.architecture, arguments.get("attention_mask"))
-        with self.hooks([(names, keep)]), self._run(), _followed(self.hf_model) as loop:
+        with self.hooks([(names_filter, keep)]), self._run(), _followed(self.hf_model) as loop:
             out = self.hf_model.generate(
                 **arguments,
                 max_new_tokens=max_new_tokens,

@@ -17,7 +17,7 @@ from vlm_lens.activations import cut_positions, without_batch
 from vlm_lens.hooks import Tap, resolve_names
 from vlm_lens.hooks.answers import HookFunction, check_hook
 from vlm_lens.hooks.checkpointing import same_hooks_in_backward
-from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.hooks.names import NamesFilter, matches_of
 from vlm_lens.hooks.turns import Turns
 
 Hooks = Iterable[tuple[NamesFilter, HookFunction]]
@@ -99,16 +99,31 @@ class TapRoot(HookedRootModule):
                 ``hook`` (likewise).
 
         Warns:
-            HookNeverFiredWarning: The model ran, but a forward hook's tensor never came by.
+            HookNeverFiredWarning: The model ran, but a forward hook's tensor never came by: that
+                of a name, or all that a glob or a predicate matches.
         """
         wanted = self._resolve(fwd_hooks, bwd_hooks)
-        with self._set(wanted, reset_hooks_end, clear_contexts):
-            watched = {tap: tap.fired for taps, _, dir_ in wanted if dir_ == "fwd" for tap in taps}
-            n_runs = self._n_runs
+        asked = [part for name, _ in fwd_hooks for part in self._asked(name)]
+        with self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts):
             yield self
-            silent = [tap for tap, fired in watched.items() if tap.fired == fired]
+
+    def _asked(self, names_filter: NamesFilter) -> list[list[Tap]]:
+        """The taps that each part of a filter stands for."""
+        parts = matches_of(names_filter, self.hook_dict)
+        return [[self.hook_dict[name] for name in part] for part in parts]
+
+    @contextmanager
+    def _set_and_watch(
+        self, wanted: list[HooksToSet], asked: list[list[Tap]], *options: bool
+    ) -> Iterator[None]:
+        """Set hooks, and warn of what was asked for if none of its taps fired in a run."""
+        with self._set(wanted, *options):
+            before = {tap: tap.fired for part in asked for tap in part}
+            n_runs = self._n_runs
+            yield
+            silent = [part for part in asked if all(tap.fired == before[tap] for tap in part)]
             silent = silent if self._n_runs > n_runs else []
-        _warn_of_silence(silent)
+        _warn_of_silence([tap for part in silent for tap in part])
 
     def _resolve(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> list[HooksToSet]:
         wanted: list[HooksToSet] = []
@@ -232,5 +247,5 @@ def _warn_of_silence(silent: list[Tap]) -> None:
         f"{len(names)} hooked points never fired: {shown}. Hooks in the vision encoder and the "
         "projector fire only when an image is given.",
         HookNeverFiredWarning,
-        stacklevel=4,
+        stacklevel=6,
     )

@@ -8,7 +8,7 @@ of the decoder; the encoder's are at ``model.encoder.blocks``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm_lens.architectures.components import HookedNorm, bias_of, readable, weight_of
+from vlm_lens.architectures.components import HookedEmbed, HookedNorm, HookedUnembed
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
-from vlm_lens.hooks import Place
-from vlm_lens.hooks.adapters import effective
 from vlm_lens.inputs.padding import PadToken, Side, pad_id, padding_side
 
 
@@ -32,9 +30,10 @@ class LensSurface(TapRoot):
     hf_model: Any
     blocks: Any
     ln_final: HookedNorm
+    encoder: Any
     decoder: Any
-    _embed: Place
-    _unembed: Place
+    embed: HookedEmbed
+    unembed: HookedUnembed
 
     # Tokens ---------------------------------------------------------------------------------
 
@@ -74,8 +73,8 @@ class LensSurface(TapRoot):
             truncate: Whether to cut texts at the model's context length.
 
         Raises:
-            ValueError: A text is empty; or there is no pad token, or none that can be told from
-                what the texts hold.
+            ValueError: One of several texts is empty; or there is no pad token, or none that can be
+                told from what the texts hold.
 
         Example:
             >>> from vlm_lens import HookedVLM
@@ -86,7 +85,12 @@ class LensSurface(TapRoot):
             >>> alone = model("red")[0, -1]
             >>> bool((model(tokens)[1, -1] - alone).abs().max() < 1e-4)
             True
+            >>> model.to_str_tokens(model.to_tokens(""))  # an empty text is its <bos>, if anything
+            ['<bos>']
         """
+        if input == "":
+            ids = torch.tensor([self._ids("", prepend_bos)], dtype=torch.long)
+            return ids.to(self.cfg.device if move_to_device else None)
         tokens, mask = self._tokenize(input, prepend_bos, padding_side, move_to_device, truncate)
         pad = self._pad_token()
         if pad is not None and not torch.equal(pad.mask(tokens), mask):
@@ -201,6 +205,49 @@ class LensSurface(TapRoot):
         """The string of one token id."""
         return self.tokenizer.decode([int_token])
 
+    def get_token_position(
+        self,
+        single_token: str | int,
+        input: str | Int[Tensor, "*one pos"] | Mapping[str, Tensor],
+        mode: str = "first",
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+    ) -> int:
+        """Where a token stands in a prompt.
+
+        Args:
+            single_token: A token's id, or a string that is one token.
+            input: Text, the tokens of one prompt, or what `prepare` returns for one.
+            mode: Which one is wanted, if there are several: the ``"first"`` or the ``"last"``.
+            prepend_bos: For text, as in `to_tokens`.
+            padding_side: For text, as in `to_tokens`.
+
+        Raises:
+            ValueError: The token is not there, the input holds several prompts, or the mode is
+                another.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> model.get_token_position("circle", "what color is the circle ?")
+            5
+        """
+        if mode not in ("first", "last"):
+            raise ValueError(f"Expected mode 'first' or 'last', got {mode!r}.")
+        if isinstance(input, str):
+            tokens = self.to_tokens(input, prepend_bos, padding_side)
+        else:
+            tokens = input["input_ids"] if isinstance(input, Mapping) else input
+        if tokens.ndim > 2 or (tokens.ndim == 2 and len(tokens) != 1):
+            raise ValueError(f"Expected the tokens of one prompt, got shape {list(tokens.shape)}.")
+        if isinstance(single_token, str):
+            single_token = self.to_single_token(single_token)
+        found = (tokens.reshape(-1) == single_token).nonzero().flatten().tolist()
+        if not found:
+            text = self.to_single_str_token(int(single_token))
+            raise ValueError(f"Token {single_token} ({text!r}) does not occur in the prompt.")
+        return found[0] if mode == "first" else found[-1]
+
     # Directions and biases ------------------------------------------------------------------
 
     def tokens_to_residual_directions(
@@ -235,8 +282,7 @@ class LensSurface(TapRoot):
         directions = self.W_U.T[tokens] * norm.w
         if norm.centers:
             directions = directions - directions.mean(-1, keepdim=True)
-        scaled = getattr(self.hf_model.config.get_text_config(), "scale_decoder_outputs", False)
-        return directions * self.cfg.d_model**-0.5 if scaled else directions
+        return directions * self.unembed.scale
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
@@ -288,16 +334,16 @@ class LensSurface(TapRoot):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding."""
-        return readable(effective(self._embed.module).weight, self._embed.module)
+        return self.embed.W_E
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding, without the final norm's weight."""
-        return weight_of(self._unembed.module)
+        return self.unembed.W_U
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
-        return bias_of(self._unembed.module)
+        return self.unembed.b_U
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

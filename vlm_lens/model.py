@@ -17,7 +17,13 @@ from transformer_lens.utilities import Slice
 from vlm_lens.activations import Activations, cut_positions, moved, without_batch
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_stacks
-from vlm_lens.architectures.components import HookedAttention, HookedProjector, HookedStack
+from vlm_lens.architectures.components import (
+    HookedAttention,
+    HookedEmbed,
+    HookedProjector,
+    HookedStack,
+    HookedUnembed,
+)
 from vlm_lens.cache import ActivationCache
 from vlm_lens.config import build_config, follow
 from vlm_lens.generation import Generation
@@ -78,8 +84,6 @@ class HookedVLM(Generation):
         )
         self.hf_model = hf_model
         self.processor = processor
-        self._embed = Place(hf_model, self.architecture.embed)
-        self._unembed = Place(hf_model, self.architecture.unembed)
         self._add_components()
         self._read_tokenizer()
         self.setup()
@@ -102,6 +106,12 @@ class HookedVLM(Generation):
         for name in ("vision_encoder", "audio_encoder", "qformer"):
             if name in stacks:
                 self.add_module(name, stacks.pop(name))
+        self.embed = HookedEmbed(Place(self.hf_model, architecture.embed))
+        self.unembed = HookedUnembed(
+            Place(self.hf_model, architecture.unembed),
+            self.hf_model.config.get_text_config(),
+            capped=architecture.caps_logits,
+        )
         self.projector = HookedProjector(self.hf_model, architecture.projector)
         for name, stack in stacks.items():
             self.add_module(name, stack)
@@ -170,7 +180,8 @@ class HookedVLM(Generation):
     @property
     def cfg(self) -> Any:  # a HookedVLMConfig, of which TransformerLens makes most sizes optional
         """Sizes under TransformerLens' names; dtype, device and vocabulary as they are now."""
-        follow(self._cfg, self.hf_model, beneath(self._embed.module).weight)
+        embed, unembed = beneath(self.embed.hf_module), beneath(self.unembed.hf_module)
+        follow(self._cfg, self.hf_model, embed.weight, unembed.out_features)
         return self._cfg
 
     # Forward ----------------------------------------------------------------------------------
@@ -311,6 +322,8 @@ class HookedVLM(Generation):
             What `forward` returns, and the cache.
         """
         everything = names_filter is None
+        # Without a filter nothing in particular was asked for, so silence is no surprise.
+        asked = [] if everything else self._asked(names_filter)
         if everything and not incl_bwd:
             names_filter = [n for n in self.hook_dict if not n.endswith(PATTERN_SITES)]
         kept, fwd, bwd = self.get_caching_hooks(
@@ -321,13 +334,8 @@ class HookedVLM(Generation):
         with ExitStack() as stack:
             if everything and not incl_bwd:
                 deferred = stack.enter_context(remember_attention(self._attention))
-            # Without a filter nothing in particular was asked for, so silence is no surprise.
-            hooks = (
-                self._set(self._resolve(fwd, bwd), reset_hooks_end, clear_contexts)
-                if everything
-                else self.hooks(fwd, bwd, reset_hooks_end, clear_contexts)
-            )
-            stack.enter_context(hooks)
+            wanted = self._resolve(fwd, bwd)
+            stack.enter_context(self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts))
             arguments = stack.enter_context(arguments_of(self.hf_model))
             output = self.forward(*model_args, **model_kwargs)
             if incl_bwd:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm_lens.architectures import Architecture
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
-from vlm_lens.lens_surface import LensSurface
+from vlm_lens.lens_switches import LensSwitches
 from vlm_lens.loss import media_positions
 
 _MEDIA = {
@@ -24,7 +24,7 @@ _MEDIA = {
 ModelInput = Inputs | Mapping[str, Tensor] | str | list[str] | Tensor
 
 
-class ModelInputs(LensSurface):
+class ModelInputs(LensSwitches):
     """The part of `HookedVLM` that makes its inputs, and reads whatever it is given."""
 
     architecture: Architecture

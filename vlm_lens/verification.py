@@ -187,7 +187,6 @@ def _watched(model: HookedVLM) -> Iterator[_Weights]:
         if isinstance(component, Component)
         for weight, projection in component.projections.items()
     }
-    projections["W_U"] = Projection(model._unembed)
     with ExitStack() as stack:
         for name, projection in projections.items():
 
@@ -206,7 +205,7 @@ def _watched(model: HookedVLM) -> Iterator[_Weights]:
 
 def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:
     """What the configuration says otherwise than the residual stream and the logits are."""
-    cfg, words = model.cfg, model._unembed.module.weight.shape[0]
+    cfg, words = model.cfg, model.unembed.hf_module.weight.shape[0]
     pairs = {
         "cfg.dtype": (cfg.dtype, stream.dtype),
         "cfg.device": (str(cfg.device), str(stream.device)),

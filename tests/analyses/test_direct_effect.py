@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.families import build, example
 from tests.tiny import Tiny, build_tiny
-from vlm_lens import NeuronSet
+from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import DirectEffect, direct_effect
 from vlm_lens.inputs import Inputs
 
@@ -50,6 +51,21 @@ def test_all_components_add_up_to_the_logit(tiny: Tiny, kind: str) -> None:
     total = rest + sum(scores.sum() for scores in effect.scores.values())
     torch.testing.assert_close(total, logits[0, -1, effect.token])
     assert effect.logit == pytest.approx(total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mllama"])
+def test_counts_what_comes_between_the_mlp_and_the_stream(name: str) -> None:
+    """A norm in Gemma 3, a gate in Mllama's blocks that attend to the image."""
+    hf, processor = build(name)
+    model = HookedVLM(hf, processor=processor)
+    inputs = example(name, hf, processor, "image")
+    effect = direct_effect(model, inputs, token=7)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(inputs)
+        mlps = cache.decompose_resid(mode="mlp", apply_ln=True, pos_slice=-1, incl_embeds=False)
+        expected = mlps[:, 0] @ model.tokens_to_residual_directions(7)
+    found = torch.stack([scores.sum() for scores in effect.scores.values()])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_is_what_zeroing_takes_away_in_the_last_layer_at_a_fixed_scale(llava: Tiny) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -111,6 +113,27 @@ def test_a_hook_that_never_fires_is_a_warning(llava: Tiny):
         llava.model.run_with_cache(llava.inputs("text"), names_filter="vision_encoder.*")
     with llava.model.hooks(hooks):
         pass  # nothing ran, so nothing was silent
+
+
+def test_a_filter_of_which_something_fired_is_no_warning(llava: Tiny):
+    """Patterns of a tower without an image are no surprise; a name that was given is."""
+    model, inputs = llava.model, llava.inputs("text")
+
+    def is_pattern(name: str) -> bool:
+        return name.endswith("hook_pattern")
+
+    def read(tensor, hook):
+        assert hook.layer() in range(3)
+
+    for names in (is_pattern, "*.hook_pattern"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", HookNeverFiredWarning)
+            model.run_with_hooks(inputs, fwd_hooks=[(names, read)])
+            model.run_with_cache(inputs, names_filter=names)
+            model.generate_with_cache(inputs, names_filter=names, max_new_tokens=2)
+    absent = "vision_encoder.blocks.0.attn.hook_pattern"
+    with pytest.warns(HookNeverFiredWarning, match=f"1 hooked points never fired: {absent}"):
+        model.run_with_cache(inputs, names_filter=["*.hook_pattern", absent])
 
 
 def test_everything_on_text_alone_is_no_warning(llava: Tiny, recwarn: pytest.WarningsRecorder):

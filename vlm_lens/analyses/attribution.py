@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.analyses.logit_effect import MLP_NEURONS, LogitEffect, chosen_token
+from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM, ModelInput
@@ -74,7 +75,8 @@ def first_order_effect(
         kept[str(hook.name)] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         return kept[str(hook.name)]
 
-    logits = model.run_with_hooks(inputs, fwd_hooks=[(sites, keep)])
+    names = resolve_names(sites, model.hook_dict)  # each by its name, so that each is missed
+    logits = model.run_with_hooks(inputs, fwd_hooks=[(names, keep)])
     token = chosen_token(model, token, logits[:, position])
     logit = logits[0, position, token]
     # A layer after the one that the projector reads does not reach the logit: its gradient is 0.

@@ -7,9 +7,10 @@ Transformer Circuits"; the logit lens of nostalgebraist 2020):
 
     activation x (W_out[neuron] . direction of the token) / scale of the final norm
 
-With the scale taken as it is, the direct effects of all components add up to the logit. Only
-neurons that write to that stream have one: those of the vision encoder and the projector act
-through them, see `vlm_lens.analyses.attribution`.
+Where a norm (Gemma 2 and 3) or a gate (Mllama) comes between the MLP and the stream, what it makes
+of the neuron's output counts. With the scales of norms taken as they are, the direct effects of all
+components add up to the logit. Only neurons that write to that stream have one: those of the vision
+encoder and the projector act through them, see `vlm_lens.analyses.attribution`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.analyses.logit_effect import LogitEffect, chosen_token
+from vlm_lens.cache_stream import names_of_neuron_outputs
 from vlm_lens.model import HookedVLM, ModelInput
-
-LANGUAGE_NEURONS = "blocks.*.mlp.hook_post"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,19 +81,19 @@ def direct_effect(
         >>> effect.to_dataframe(3)["direct_effect"].is_monotonic_decreasing
         True
     """
-    names = [LANGUAGE_NEURONS, "ln_final.hook_scale"]
+    names = [*names_of_neuron_outputs(model), "ln_final.hook_scale"]
     logits, cache = model.run_with_cache(inputs, names_filter=names, pos_slice=position)
     token = chosen_token(model, token, logits[:, position])
     direction = model.tokens_to_residual_directions(token)
     scale = cache["ln_final.hook_scale"][0, 0]
     scores, activations = {}, {}
-    for layer, block in enumerate(model.blocks):
+    for layer in range(model.cfg.n_layers):
         name = f"blocks.{layer}.mlp.hook_post"
-        weights = block.mlp.W_out
+        factors, vectors = cache.neuron_outputs(layer)
         # Contracted first: the neurons' outputs [d_mlp, d_model] are never built.
-        per_unit = weights @ direction.to(weights.device)
+        per_unit = (vectors @ direction.to(vectors.device)).float()
         activations[name] = cache[name][0, 0].float()
-        scores[name] = activations[name] * per_unit.float() / scale.to(per_unit.device)
+        scores[name] = factors[0, 0].float() * per_unit / scale.to(per_unit.device)
     return DirectEffect(
         token=token,
         position=position % logits.shape[1],

@@ -256,8 +256,7 @@ class _Decoder:
         return float((self._logits(state).float().to(own.device) - own).abs().max())
 
     def _logits(self, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
-        norm, unembed = self._model.ln_final, self._model._unembed.module
-        logits = unembed(norm(states))
+        logits = self._model.unembed(self._model.ln_final(states))
         if self._cap:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits

@@ -176,6 +176,8 @@ class Architecture:
         projector: The connector; hook points under ``projector.``.
         embed: Path of the token embedding.
         unembed: Path of the language-model head.
+        caps_logits: Whether the class caps its logits at what the text model's configuration says
+            (`final_logit_softcapping`); others pass over it.
         layout: Where image tokens lie: a function of `vlm_lens.geometry`.
     """
 
@@ -189,6 +191,7 @@ class Architecture:
     projector: ProjectorPaths
     embed: str
     unembed: str
+    caps_logits: bool = False
     layout: LayoutFunction | None = None
 
     def parts(self) -> dict[str, StackPaths]:

@@ -6,6 +6,7 @@ name. So every resolved part is held against the model's configuration and again
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from vlm_lens.architectures.base import (
@@ -16,8 +17,24 @@ from vlm_lens.architectures.base import (
     size_in,
 )
 from vlm_lens.architectures.components import HookedBlock, HookedStack
+from vlm_lens.architectures.model_types import blocks_of
 from vlm_lens.hooks import ArchitectureError, Place
 from vlm_lens.hooks.adapters import beneath
+
+
+def check_model_types(architecture: Architecture, config: Any) -> None:
+    """Holds the types of a model's parts against the known ones, before the model is built.
+
+    Args:
+        architecture: Its record.
+        config: Its configuration.
+
+    Raises:
+        ArchitectureError: There is no table of paths for a part of this type.
+    """
+    for paths in architecture.parts().values():
+        if paths.block is None:
+            blocks_of(attrgetter(paths.config)(config))
 
 
 def check_stacks(hf_model: Any, architecture: Architecture, stacks: dict[str, HookedStack]) -> None:

@@ -20,5 +20,6 @@ PALIGEMMA = Architecture(
     projector=ProjectorPaths(module="model.multi_modal_projector"),
     embed="model.language_model.embed_tokens",
     unembed="lm_head",
+    caps_logits=True,
     layout=fixed_layout,
 )

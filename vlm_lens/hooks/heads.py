@@ -5,8 +5,11 @@ from __future__ import annotations
 from jaxtyping import Shaped
 from torch import Tensor
 
-HEAD_SITES = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k")
-"""How the names of activations ``[..., head, d_head]`` end."""
+HEAD_SITES = (
+    *("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k"),
+    *("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in"),
+)
+"""How the names of activations ``[..., head, d_head]`` end, or ``[..., head, d_model]``."""
 
 PATTERN_SITES = ("hook_attn_scores", "hook_pattern")
 """How the names of activations ``[batch, head, query, key]`` end, whose last axis is positions."""

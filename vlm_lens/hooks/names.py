@@ -38,6 +38,28 @@ def nearest_names(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
 
 
+SWITCH_OF = {
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+}
+"""Hook points that are there only after ``model.set_<switch>(True)``, and their switches."""
+_OF_A_BLOCK = re.compile(r"(?<=\.)(hook_(?:[qkv]_input|attn_in))$")
+
+
+def canonical(name: str) -> str:
+    """A hook point's name for one of TransformerLens' two: the inputs of heads are attention's.
+
+    Example:
+        >>> canonical("blocks.0.hook_q_input")  # as `get_act_name` has it
+        'blocks.0.attn.hook_q_input'
+    """
+    return name if ".attn." in name else _OF_A_BLOCK.sub(r"attn.\1", name)
+
+
 _LAYER = re.compile(r"(?<=blocks\.)(\d+)(?=\.)")
 
 
@@ -50,7 +72,10 @@ def _no_match(name: str, names: Mapping[str, object]) -> HookNameError:
 
 
 def _hint(name: str, names: Mapping[str, object]) -> str:
-    """A layer that does not exist, or else the nearest names."""
+    """A switch that is off, a layer that does not exist, or else the nearest names."""
+    switch = SWITCH_OF.get(name.rpartition(".")[2])
+    if switch is not None and not any(known.endswith(name.rpartition(".")[2]) for known in names):
+        return f" It is there after `model.set_{switch}(True)`, in the language model's blocks."
     every_layer = _LAYER.sub("*", name)
     if every_layer != name and (siblings := [n for n in names if _glob(every_layer).match(n)]):
         layer = _LAYER.findall(name)[0]
@@ -81,26 +106,47 @@ def resolve_names(names_filter: NamesFilter, names: Mapping[str, object]) -> lis
         >>> resolve_names("blocks.*.hook_mlp_out", points)
         ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']
     """
+    wanted = {name for part in matches_of(names_filter, names) for name in part}
+    return [name for name in names if name in wanted]
+
+
+def matches_of(names_filter: NamesFilter, names: Mapping[str, object]) -> list[list[str]]:
+    """What each part of a filter matches: a name itself, a glob or a predicate perhaps many.
+
+    Args:
+        names_filter: As in `resolve_names`.
+        names: As in `resolve_names`.
+
+    Raises:
+        HookNameError: A part matches nothing.
+        TypeError: The filter is none of the accepted kinds.
+
+    Example:
+        >>> points = dict.fromkeys(["hook_embed", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+        >>> matches_of(["hook_embed", "blocks.*"], points)
+        [['hook_embed'], ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']]
+    """
     if names_filter is None:
-        return list(names)
+        return [list(names)]
     if isinstance(names_filter, str):
-        return _resolve_one(names_filter, names)
+        return [_resolve_one(names_filter, names)]
     if callable(names_filter):
-        return _resolve_predicate(names_filter, names)
-    if isinstance(names_filter, Iterable):
-        wanted: dict[str, None] = {}
-        for name in names_filter:
-            if not isinstance(name, str):
-                raise TypeError(f"Expected a list of hook names, but it holds {name!r}.")
-            wanted.update(dict.fromkeys(_resolve_one(name, names)))
-        return [name for name in names if name in wanted]
-    raise TypeError(
-        "Expected a hook name, a glob, a list of these, a predicate on names or None, "
-        f"but got {type(names_filter).__name__}."
-    )
+        return [_resolve_predicate(names_filter, names)]
+    if not isinstance(names_filter, Iterable):
+        raise TypeError(
+            "Expected a hook name, a glob, a list of these, a predicate on names or None, "
+            f"but got {type(names_filter).__name__}."
+        )
+    parts = []
+    for name in names_filter:
+        if not isinstance(name, str):
+            raise TypeError(f"Expected a list of hook names, but it holds {name!r}.")
+        parts.append(_resolve_one(name, names))
+    return parts
 
 
 def _resolve_one(name: str, names: Mapping[str, object]) -> list[str]:
+    name = canonical(name)
     if name in names:
         return [name]
     matches = [known for known in names if _glob(name).match(known)] if is_glob(name) else []

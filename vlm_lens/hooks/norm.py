@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_lens.hooks.adapters import adapted, running
@@ -13,6 +14,27 @@ from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.recomputed import unless_changed
 from vlm_lens.hooks.shared import SharedAt
 from vlm_lens.hooks.tap import Tap, fire, recomputed_modules
+
+
+def center_and_scale(
+    x: Float[Tensor, "*batch d"], *, centers: bool, eps: float
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch 1"]]:
+    """What a norm divides, in float32, and what by: ``sqrt(mean(x ** 2) + eps)``.
+
+    Args:
+        x: The norm's input.
+        centers: Whether the norm takes the mean off it first, as a LayerNorm does.
+        eps: What keeps the scale away from zero.
+
+    Example:
+        >>> center_and_scale(torch.tensor([1.0, 3.0]), centers=True, eps=0.0)
+        (tensor([-1.,  1.]), tensor([1.]))
+    """
+    centered = x.float()
+    if centers:
+        centered = centered - centered.mean(-1, keepdim=True)
+    norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no temporary of x's size
+    return centered, (norm.square() / x.shape[-1] + eps).sqrt()
 
 
 class NormProbe(SharedAt):
@@ -59,12 +81,8 @@ class NormProbe(SharedAt):
 
     def _recompute(self, x: Tensor) -> tuple[Tensor, bool] | None:
         """The norm with its taps fired, and whether they changed it; None where nothing could."""
-        centered = x.float()
         norm = running(self.module)
-        if centers(norm):
-            centered = centered - centered.mean(-1, keepdim=True)
-        length = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # no copy of x's size
-        scale = (length.square() / x.shape[-1] + eps_of(norm)).sqrt()
+        centered, scale = center_and_scale(x, centers=centers(norm), eps=eps_of(norm))
         scale, scale_changed = self._fire(self.scale, scale)
         if not (scale_changed or self.normalized.has_hooks() or centered.requires_grad):
             return None

@@ -7,6 +7,7 @@ loses its last one. A model whose taps are idle therefore *is* the Hugging Face 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -69,6 +70,9 @@ class HeldHooks(NamedTuple):
     backward: tuple[tuple[int, Callable], ...] = ()
 
 
+_LAYER = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+
 class Tap(HookPoint):
     """A `HookPoint` that is connected to its place in the model only while it has hooks.
 
@@ -102,6 +106,26 @@ class Tap(HookPoint):
     def forward(self, x: Tensor) -> Tensor:
         self.fired += 1
         return x
+
+    def layer(self) -> int:
+        """The block that the tap is in, of whichever stack: 1 in ``vision_encoder.blocks.1...``.
+
+        Raises:
+            ValueError: The tap is in no block.
+
+        Example:
+            >>> tap = Tap(output_of(Place(nn.Linear(2, 2))))
+            >>> tap.name = "vision_encoder.blocks.1.attn.hook_pattern"
+            >>> tap.layer()
+            1
+        """
+        found = _LAYER.search(str(self.name))
+        if found is None:
+            raise ValueError(
+                f"Expected a hook point of a block, such as 'blocks.0.hook_attn_out', but "
+                f"{self.name!r} is in none, so it has no layer."
+            )
+        return int(found[1])
 
     def add_hook(self, hook: Any, dir: Direction = "fwd", *args: Any, **kwargs: Any) -> LensHandle:
         """As `HookPoint.add_hook`; the first hook wires the tap into the model.
@@ -277,7 +301,9 @@ def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
             if answer is not None:  # other memory, so that what a cache kept is not overwritten
                 shared.data = answer
 
-        return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
+        # First, since the input alone may be replaced too (`hook_mlp_in`).
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        return _At(place, module, handle)
 
     return wire
 

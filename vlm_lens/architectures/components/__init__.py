@@ -11,15 +11,18 @@ from vlm_lens.architectures.components.mlp import HookedMLP
 from vlm_lens.architectures.components.norm import HookedNorm
 from vlm_lens.architectures.components.projector import HookedProjector
 from vlm_lens.architectures.components.stack import HookedStack
+from vlm_lens.architectures.components.vocabulary import HookedEmbed, HookedUnembed
 
 __all__ = [
     "Component",
     "HookedAttention",
     "HookedBlock",
+    "HookedEmbed",
     "HookedMLP",
     "HookedNorm",
     "HookedProjector",
     "HookedStack",
+    "HookedUnembed",
     "bias_of",
     "readable",
     "weight_of",

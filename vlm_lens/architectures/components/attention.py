@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import einops
 from jaxtyping import Float
 from torch import Tensor
@@ -13,13 +15,19 @@ from vlm_lens.hooks import (
     AttentionProbe,
     PatchRows,
     Place,
+    Tap,
     View,
     heads_view,
 )
+from vlm_lens.hooks.copies import HeadResults, InputCopies, ReadBy
 
 
 class HookedAttention(Component):
     """One attention of a block.
+
+    Attributes:
+        norms_heads: Whether what the heads give (`hook_z`) goes through a norm over all of them
+            before it is multiplied with `W_O` (Kosmos-2).
 
     Args:
         root: What the paths are relative to.
@@ -41,6 +49,7 @@ class HookedAttention(Component):
         place = root.at(paths.module)
         super().__init__(place, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
+        self.norms_heads = paths.z is not None
         q, k, v = _projections(root, paths, n_heads, n_kv)
         self.projections = {"W_Q": q, "W_K": k, "W_V": v, "W_O": Projection(root.at(paths.o))}
         self.hook_q = self.output_tap(q.place, _by_head(q, n_heads))
@@ -56,6 +65,54 @@ class HookedAttention(Component):
             self.hook_rot_q, self.hook_rot_k = self.probe.rot_q, self.probe.rot_k
         self.hook_attn_scores, self.hook_pattern = self.probe.scores, self.probe.pattern
         self.hook_z = self.input_tap(root.at(paths.z or paths.o), heads_view(n_heads))
+
+    def head_results(self) -> Tap:
+        """A tap on what each head adds to the output.
+
+        Raises:
+            ValueError: A norm over all heads comes before the output projection.
+        """
+        if self.norms_heads:
+            raise ValueError(
+                f"Expected heads' outputs to be summed and nothing else at {self.place.path!r}, "
+                "but a norm over all heads comes first, so that no head's part of the output can "
+                "be told: hook `hook_z` and `hook_attn_out`."
+            )
+        return HeadResults(
+            self.projections["W_O"].place,
+            n_heads=self.n_heads,
+            weight=lambda: self.W_O,
+            patch_rows=self.patch_rows,
+        ).tap
+
+    def input_copies(self, norm: Place, *, split: bool) -> list[Tap]:
+        """Taps on the stream that each head reads, before a norm.
+
+        Args:
+            norm: The norm in front of this attention.
+            split: Whether queries, keys and values have a copy each, or all the same one.
+
+        Raises:
+            ValueError: All are to have the same one, but there are fewer keys than queries.
+        """
+        if not split and self.n_key_value_heads != self.n_heads:
+            raise ValueError(
+                f"Expected as many heads of keys and values as of queries for hook_attn_in, but "
+                f"{self.place.path!r} has {self.n_key_value_heads} for {self.n_heads}, so that no "
+                "copy of the stream belongs to one head: call set_use_split_qkv_input(True)."
+            )
+        heads = {"W_Q": self.n_heads, "W_K": self.n_key_value_heads, "W_V": self.n_key_value_heads}
+        readers = [
+            ReadBy(
+                self.projections[name].place,
+                self.projections[name].start,
+                n_heads,
+                partial(self._weight, name, n_heads),
+            )
+            for name, n_heads in heads.items()
+        ]
+        n_taps = 3 if split else 1
+        return InputCopies(norm, readers, n_taps=n_taps, patch_rows=self.patch_rows).taps
 
     @property
     def widths(self) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from vlm_lens.architectures.base import BlockPaths
 from vlm_lens.architectures.components.attention import HookedAttention
 from vlm_lens.architectures.components.component import Component
@@ -26,6 +28,9 @@ class HookedBlock(Component):
         n_kv: Number of heads of keys and values.
         patch_rows: Where each patch lies in its tensors, if they are not in the plain layout.
     """
+
+    hook_out_is_single_residual_stream = True
+    """Asked by TransformerLens' logit lens: what leaves the block is the stream that it reads."""
 
     def __init__(
         self,
@@ -58,6 +63,39 @@ class HookedBlock(Component):
             self.hook_cross_attn_out = self._added(None, paths.cross_attn.o)
         self._add_mlp(paths)
         self.hook_resid_post = self.output_tap(place)
+
+    def switched_taps(self, switch: str) -> dict[tuple[nn.Module, str], Tap]:
+        """Hook points that are there only on demand, by the component and the name they go to.
+
+        Args:
+            switch: `use_attn_result`, `use_split_qkv_input`, `use_attn_in` or `use_hook_mlp_in`.
+
+        Raises:
+            ValueError: The block does not compute what would be shown.
+        """
+        if switch == "use_hook_mlp_in":
+            return {(self, "hook_mlp_in"): self.input_tap(self.ln2.place)}
+        if not hasattr(self, "attn"):
+            return {}
+        if switch == "use_attn_result":
+            return {(self.attn, "hook_result"): self.attn.head_results()}
+        split = switch == "use_split_qkv_input"
+        names = ("hook_q_input", "hook_k_input", "hook_v_input") if split else ("hook_attn_in",)
+        taps = self.attn.input_copies(self.ln1.place, split=split)
+        return {(self.attn, name): tap for name, tap in zip(names, taps, strict=True)}
+
+    @property
+    def submodules(self) -> dict[str, nn.Module]:
+        """The block's parts by name: TransformerLens' path patching looks for `attn` among them."""
+        parts = dict(self.named_children())
+        norms_heads = "attn" in parts and self.attn.norms_heads
+        return {**parts, "norm_of_heads": parts["attn"]} if norms_heads else parts
+
+    @property
+    def hook_aliases(self) -> dict[str, str]:
+        """Whose output `hook_attn_out` is: path patching refuses a norm after the heads' sum."""
+        norms = [name for name in ("norm_of_heads", "ln1_post") if name in self.submodules]
+        return {"hook_attn_out": f"{(norms or ['attn'])[0]}.hook_out"}
 
     def _add_mlp(self, paths: BlockPaths) -> None:
         """The stream before the MLP, the MLP, and what it adds."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from vlm_lens.architectures.components.component import Component, readable
 from vlm_lens.hooks import NormProbe, PatchRows, Place
 from vlm_lens.hooks.adapters import beneath, effective
-from vlm_lens.hooks.norm import centers, eps_of
+from vlm_lens.hooks.norm import center_and_scale, centers, eps_of
 
 
 class HookedNorm(Component):
@@ -43,6 +43,11 @@ class HookedNorm(Component):
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Apply the norm, weight and bias included."""
         return self.hf_module(x)
+
+    def normalized(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The input divided by its own scale, without weight and bias."""
+        centered, scale = center_and_scale(x, centers=self.centers, eps=self.eps)
+        return (centered / scale).to(x.dtype)
 
     @property
     def w(self) -> Float[Tensor, " d_model"]:
