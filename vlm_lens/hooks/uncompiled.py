@@ -7,6 +7,7 @@ anew afterwards.
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import torch
@@ -33,6 +34,8 @@ class _Uncompiled(Shared):
         self._stance = torch.compiler.set_stance("force_eager")
 
     def _take_out(self) -> None:
+        if sys.is_finalizing():  # a block that was never left; Python imports nothing any more
+            return
         self._stance.__exit__(None, None, None)
 
 
