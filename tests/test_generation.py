@@ -124,7 +124,10 @@ def test_generation_that_stops_early_is_cached_to_its_end(llava: Tiny):
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "at least 1, got 0"),
-        ({"return_type": "text"}, "'str' or 'tokens', got 'text'"),
+        ({"return_type": "text"}, "'str', 'tokens' or 'input'.*got 'text'"),
+        ({"max_new_tokens": True}, "at least 1, got True"),
+        ({"use_past_kv_cache": True, "use_cache": True}, "both: they say the same"),
+        ({"stop_at_eos": False, "eos_token_id": 2}, "both: they say the same"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
-from transformers import GenerationMixin
-from transformers.generation.configuration_utils import DYNAMIC_CACHE_IMPLEMENTATIONS
+from transformers import GenerationConfig
 
 from vlm_lens.cache import ActivationCache
+from vlm_lens.generation_options import (
+    ONE_STEP_A_TOKEN,
+    check_one_step_a_token,
+    check_streamed,
+    hf_options,
+)
+from vlm_lens.generation_steps import check_positions, followed, joined
+from vlm_lens.generation_stream import as_text, in_chunks, one_token_a_step
 from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.hooks.step import Step
 from vlm_lens.inputs import Inputs, TokenMap
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.positions import ends_of, is_answer
+from vlm_lens.keywords import of_forward
 from vlm_lens.model_inputs import ModelInput, ModelInputs
+from vlm_lens.partial_runs import text_of
 from vlm_lens.run_rows import owners_of_run
+
+ReturnType = Literal["str", "tokens", "input"]
+GenerationInput = ModelInput | None
 
 
 class Generation(ModelInputs):
     """The part of `HookedVLM` that generates: Hugging Face's `generate`, KV cache on."""
 
+    _step: Step
+
     def generate(
         self,
-        input: ModelInput,
+        input: GenerationInput = None,
+        max_new_tokens: int | None = None,
         *,
-        max_new_tokens: int = 20,
-        return_type: Literal["str", "tokens"] = "str",
+        return_type: ReturnType = "str",
+        stop_at_eos: bool = True,
+        use_past_kv_cache: bool | None = None,
+        prepend_bos: bool | None = None,
+        verbose: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Generate an answer; hooks fire at every step.
@@ -45,12 +61,26 @@ class Generation(ModelInputs):
         start token: `decoder_input_ids` among the inputs are what a forward reads, and not used.
 
         Args:
-            input: What `prepare` returns, raw text, or tokens.
-            max_new_tokens: At most so many new tokens.
-            return_type: ``"str"``: only the new text, without special tokens (a list of them for
-                a batch); ``"tokens"``: prompt and new tokens [batch, pos], of an encoder-decoder
-                model the start token and new tokens.
-            **kwargs: Passed to Hugging Face's `generate` (`do_sample`, `temperature` ...).
+            input: What `prepare` returns, raw text, or tokens. Or leave it out and pass what a
+                processor returns by keyword, as in ``model.generate(**processor(...))``.
+            max_new_tokens: At most so many new tokens; 20, unless a `generation_config` or a
+                `max_length` says another number.
+            return_type: ``"str"``: only the new text, without special tokens: one text for one
+                sequence, else a list of all, those of the first prompt first; ``"tokens"``:
+                prompt and new tokens [batch, pos], of an encoder-decoder model the start token and
+                new tokens; ``"input"``: prompt and answer in what came in, text or tokens.
+            stop_at_eos: Whether a sequence ends with the eos token.
+            use_past_kv_cache: TransformerLens' name for `use_cache`.
+            prepend_bos: For raw text, as in `to_tokens`.
+            verbose: Whether a bar shows the progress.
+            **kwargs: Passed to Hugging Face's `generate` (`do_sample`, `temperature`, `num_beams`,
+                `num_return_sequences` ...). Where they ask for more than tokens
+                (`return_dict_in_generate`, `output_scores`, `output_logits` ...), Hugging Face's
+                object is returned, whatever the `return_type`.
+
+        Raises:
+            TypeError: The input is none, or a keyword is known neither here nor there.
+            ValueError: An option has a value that makes no sense.
 
         Example:
             >>> from vlm_lens import HookedVLM
@@ -61,42 +91,155 @@ class Generation(ModelInputs):
             >>> model.generate(inputs)
             'no'
         """
-        if return_type not in ("str", "tokens"):
-            raise ValueError(f"Expected return_type 'str' or 'tokens', got {return_type!r}.")
-        arguments = self._generation_inputs(input, max_new_tokens)
+        self._refuse_unknown("generate", kwargs)
+        _check_return_type(return_type)
+        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
+        options = hf_options(
+            options,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            use_past_kv_cache=use_past_kv_cache,
+            verbose=verbose,
+            tokenizer=self._tokenizer_or_none,
+        )
+        out = self._hf_generate(arguments, options)
+        if not isinstance(out, Tensor) or not _is_text(input, return_type):
+            return out
+        prompt = 0 if return_type == "input" else self._prompt_length(arguments)
+        answers = self._text(out[:, prompt:])
+        batched = input.batched if isinstance(input, Inputs) else False
+        return answers if batched or len(answers) > 1 else answers[0]
+
+    def generate_stream(
+        self,
+        input: GenerationInput = None,
+        max_new_tokens: int | None = None,
+        max_tokens_per_yield: int = 25,
+        *,
+        return_type: ReturnType = "str",
+        stop_at_eos: bool = True,
+        use_past_kv_cache: bool | None = None,
+        prepend_bos: bool | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Generate, and hand out the answer piece by piece while it is made.
+
+        Hooks that are set while a piece is asked for fire in it.
+
+        Args:
+            input: As in `generate`.
+            max_new_tokens: As in `generate`.
+            max_tokens_per_yield: How many new tokens a piece has.
+            return_type: As in `generate`; the first piece of tokens, or of text with ``"input"``,
+                starts with the prompt. All pieces together are what `generate` returns.
+            stop_at_eos: As in `generate`; `use_past_kv_cache` and `prepend_bos` too.
+            use_past_kv_cache: TransformerLens' name for `use_cache`.
+            prepend_bos: For raw text.
+            **kwargs: Passed to Hugging Face's `generate`. There are no beams, since they are known
+                at the end only.
+
+        Raises:
+            TypeError, ValueError: As `generate`; at once, not with the first piece.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> pieces = model.generate_stream("what color", 4, 2)
+            >>> "".join(pieces) == model.generate("what color", 4)
+            True
+        """
+        self._refuse_unknown("generate_stream", kwargs)
+        _check_return_type(return_type)
+        if max_tokens_per_yield < 1:
+            raise ValueError(
+                f"Expected max_tokens_per_yield of at least 1, got {max_tokens_per_yield}."
+            )
+        check_streamed(kwargs)
+        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
+        options = hf_options(
+            options,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            use_past_kv_cache=use_past_kv_cache,
+            verbose=False,
+            tokenizer=self._tokenizer_or_none,
+        )
+        options |= {"num_beams": 1, "custom_generate": one_token_a_step}
+        steps = self._told(self._hf_generate(arguments, options), arguments, options)
+        started = self._before_the_answer(arguments, options)
+        pieces = in_chunks(started, steps, max_tokens_per_yield)
+        if not _is_text(input, return_type):
+            return pieces
+        skipped = 0 if return_type == "input" else started.shape[1]
+        texts = as_text(self.tokenizer, pieces, skipped)
+        batched = input.batched if isinstance(input, Inputs) else len(started) > 1
+        return texts if batched else (text for [text] in texts)
+
+    def _hf_generate(self, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+        """Hugging Face's `generate`; hooks know which positions each step is of."""
         # With a static cache transformers compiles the forward on a GPU, without hooks set since.
-        hooked = any(tap.has_hooks() for tap in self.hook_dict.values())
-        options = {"disable_compile": True, **kwargs} if hooked else kwargs
-        with self._run():
-            tokens = self.hf_model.generate(**arguments, max_new_tokens=max_new_tokens, **options)
-        if return_type == "tokens":
-            return tokens
-        answers = self._new_text(tokens, self._prompt_length(arguments))
-        batched = input.batched if isinstance(input, Inputs) else len(answers) > 1
-        return answers if batched else answers[0]
+        if any(tap.has_hooks() for tap in self.hook_dict.values()):
+            options = {"disable_compile": True, **options}
+        with self._run(), self._generating(arguments, options):
+            return self.hf_model.generate(**arguments, **options)
 
-    def _generation_inputs(self, given: Any, max_new_tokens: int) -> dict[str, Any]:
-        if max_new_tokens < 1:
-            raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
-        arguments = self._hf_inputs(given, None, "left")
-        for name in ("decoder_input_ids", "decoder_attention_mask"):
-            arguments.pop(name, None)
-        if "input_ids" not in arguments:
+    def _generating(
+        self, arguments: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> AbstractContextManager[None]:
+        """The block in which hooks are told of the prompt that is generated from."""
+
+        def option(name: str) -> Any:
+            asked = options.get("generation_config") or text_of(self).head.generation_config
+            return options[name] if name in options else getattr(asked, name, None)
+
+        return self._step.generating(
+            self._prompt_length(arguments),
+            chunked=option("prefill_chunk_size") is not None,
+            guided=option("guidance_scale") not in (None, 1, 1.0),
+        )
+
+    def _told(
+        self, steps: Iterator[Tensor], arguments: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """The same steps, of which each one tells hooks what `_hf_generate` does."""
+        while True:
+            with self._run(), self._generating(arguments, options):
+                token = next(steps, None)
+            if token is None:
+                return
+            yield token
+
+    def _generation_inputs(
+        self, given: GenerationInput, prepend_bos: bool | None, kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the model reads, and the options of how to generate."""
+        read = set(of_forward(self.hf_model, self._text_parts)) - vars(GenerationConfig()).keys()
+        options = {name: value for name, value in kwargs.items() if name not in read}
+        passed = {name: value for name, value in kwargs.items() if name in read}
+        arguments = self._arguments(given, prepend_bos, passed, padding_side="left")
+        if not {"input_ids", "inputs_embeds"} & arguments.keys():
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
-        self._check(arguments)
-        return self._as_generate_masks(given, arguments)
+        for name in ("decoder_input_ids", "decoder_attention_mask"):
+            if name not in passed:
+                arguments.pop(name, None)
+        return self._as_generate_masks(given, passed, arguments), options
 
-    def _as_generate_masks(self, given: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _as_generate_masks(
+        self, given: Any, passed: Mapping[str, Any], arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         """Texts with their own mask; of bare tokens, all that is a pad token left out.
 
         Without a mask, Hugging Face's `generate` looks for pad tokens itself, anywhere. It does not
         where the pad token means something else too, or its settings name none: then the padding
         at the tokens' ends is left out.
         """
-        tokens, mask = arguments["input_ids"], arguments.get("attention_mask")
-        if isinstance(given, str | list):
+        tokens, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        if tokens is None:
+            return arguments
+        told = "attention_mask" in {*passed, *(given if isinstance(given, Mapping) else ())}
+        if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], str)):
             mask = torch.ones_like(tokens) if mask is None else mask
-        elif mask is not None and not (isinstance(given, Mapping) and "attention_mask" in given):
+        elif mask is not None and not told:
             pad = self._pad_token()
             assert pad is not None  # or no mask would have been made
             mask = mask * (tokens != pad.id) if pad.is_only_padding else mask
@@ -111,22 +254,46 @@ class Generation(ModelInputs):
 
     def _prompt_length(self, arguments: Mapping[str, Any]) -> int:
         """How many of the tokens that `generate` returns come before the new ones."""
-        return 1 if self.cfg.is_encoder_decoder else arguments["input_ids"].shape[1]
+        if self.cfg.is_encoder_decoder:
+            started = arguments.get("decoder_input_ids")
+            return 1 if started is None else started.shape[1]
+        return arguments["input_ids"].shape[1] if "input_ids" in arguments else 0
 
-    def _new_text(self, tokens: Int[Tensor, "batch pos"], n_prompt: int) -> list[str]:
-        new = tokens[:, n_prompt:]
-        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    def _before_the_answer(
+        self, arguments: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Int[Tensor, "batch pos"]:
+        """The tokens that each returned sequence starts with."""
+        if self.cfg.is_encoder_decoder:
+            start = self.hf_model.config.get_text_config().decoder_start_token_id
+            ids = arguments.get("decoder_input_ids")
+            ids = torch.full((len(arguments["input_ids"]), 1), start) if ids is None else ids
+        else:
+            ids = arguments["input_ids"]
+        return ids.to(self.cfg.device).repeat_interleave(
+            options.get("num_return_sequences") or 1, 0
+        )
+
+    def _text(self, tokens: Int[Tensor, "batch pos"]) -> list[str]:
+        decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in decoded]
+
+    @property
+    def _tokenizer_or_none(self) -> Any:
+        return None if self.processor is None else self.tokenizer
 
     def generate_with_cache(
         self,
-        input: ModelInput,
+        input: GenerationInput = None,
+        max_new_tokens: int | None = None,
         *,
         names_filter: NamesFilter,
-        max_new_tokens: int = 20,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        stop_at_eos: bool = True,
+        prepend_bos: bool | None = None,
+        verbose: bool = False,
         **kwargs: Any,
-    ) -> tuple[Int[Tensor, "batch pos"], ActivationCache]:
+    ) -> tuple[Any, ActivationCache]:
         """Generate, and keep the activations of every position, prompt and answer alike.
 
         What is kept equals a teacher-forced run over the returned tokens: the last token, which
@@ -134,23 +301,29 @@ class Generation(ModelInputs):
         the prompt and ``decoder.`` the start token and the new ones.
 
         Args:
-            input: What `prepare` returns, raw text, or tokens.
+            input: As in `generate`.
+            max_new_tokens: As in `generate`.
             names_filter: Which activations to keep, as in `run_with_cache`; it must be given.
-            max_new_tokens: At most so many new tokens.
             device: Where kept activations go.
             dtype: What they are converted to.
+            stop_at_eos: As in `generate`; `prepend_bos` and `verbose` too.
+            prepend_bos: For raw text.
+            verbose: Whether a bar shows the progress.
             **kwargs: Passed to Hugging Face's `generate`. There is no beam search, even where the
                 model's own generation configuration asks for it.
 
         Returns:
-            Tokens as `generate` returns them, and the cache over all these positions.
+            Tokens [batch, pos] as `generate` returns them, or Hugging Face's object where the
+            options ask for it, and the cache over all these positions.
 
         Raises:
+            TypeError: The input is none, or a keyword is known neither here nor there.
             ValueError: The options ask for more than one sequence, or one step of the model for
                 each new token is not how they generate (a second model, guidance, a static cache);
                 or the prompts are padded and the model is Kosmos-2.
         """
-        _check_one_step_a_token(kwargs)
+        self._refuse_unknown("generate_with_cache", kwargs)
+        check_one_step_a_token(kwargs)
         if names_filter is None:
             raise ValueError(
                 "Expected names_filter to say what to keep, e.g. 'blocks.*.hook_resid_post'."
@@ -161,30 +334,34 @@ class Generation(ModelInputs):
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             steps[str(hook.name)].append(tensor.detach().to(device=device, dtype=dtype))
 
-        arguments = self._generation_inputs(input, max_new_tokens)
+        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
+        options = hf_options(
+            options,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            use_past_kv_cache=None,
+            verbose=verbose,
+            tokenizer=self._tokenizer_or_none,
+        )
         maps = input.token_map if isinstance(input, Inputs) else None
-        _check_positions(self.cfg.architecture, arguments.get("attention_mask"))
-        with self.hooks([(names_filter, keep)]), self._run(), _followed(self.hf_model) as loop:
-            out = self.hf_model.generate(
-                **arguments,
-                max_new_tokens=max_new_tokens,
-                use_cache=True,
-                return_dict_in_generate=True,
-                **{**_ONE_STEP_A_TOKEN, **kwargs},
-            )
+        check_positions(self.cfg.architecture, arguments.get("attention_mask"))
+        with self.hooks([(names_filter, keep)]), followed(self.hf_model) as loop:
+            out = self._hf_generate(arguments, {**options, **ONE_STEP_A_TOKEN})
             n_new = out.sequences.shape[1] - self._prompt_length(arguments)
             if loop.n_steps == n_new:  # on Apple's GPUs, transformers may have read it already
                 loop.read_last(out.sequences)
             owners = owners_of_run(
                 self.hf_model,
-                {**arguments, **self._generated(arguments, out.sequences, kwargs)},
+                {**arguments, **self._generated(arguments, out.sequences, options)},
                 self.hook_dict,
                 [name for name, parts in steps.items() if parts],
                 maps,
             )
-        kept = {name: _joined(name, parts, n_new) for name, parts in steps.items() if parts}
+        kept = {name: joined(name, parts, n_new) for name, parts in steps.items() if parts}
         maps = self._extended_maps(input, out.sequences) if isinstance(input, Inputs) else None
-        return out.sequences, ActivationCache(kept, self, token_maps=maps, owners=owners)
+        asked = options.get("return_dict_in_generate")
+        cache = ActivationCache(kept, self, token_maps=maps, owners=owners)
+        return out if asked else out.sequences, cache
 
     def _generated(
         self,
@@ -212,110 +389,17 @@ class Generation(ModelInputs):
         ]
 
 
-_ONE_STEP_A_TOKEN = {"num_beams": 1, "num_return_sequences": 1, "cache_implementation": "dynamic"}
-_OTHER_STEPS = (
-    *("assistant_model", "prompt_lookup_num_tokens", "guidance_scale", "custom_generate"),
-    "past_key_values",
-)
+def _is_text(given: Any, return_type: ReturnType) -> bool:
+    """Whether a text is to be returned; with the prompt, if a text or a prepared one came in."""
+    if return_type == "input":
+        is_ids = isinstance(given, list) and not isinstance(given[0], str)
+        return isinstance(given, Inputs | str | list) and not is_ids
+    return return_type == "str"
 
 
-def _check_one_step_a_token(options: Mapping[str, Any]) -> None:
-    """Refuse what makes the steps of `generate` something else than the positions in order."""
-    if (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1:
+def _check_return_type(return_type: str) -> None:
+    if return_type not in ("str", "tokens", "input"):
         raise ValueError(
-            "generate_with_cache follows one sequence for each prompt: num_beams and "
-            "num_return_sequences must be 1."
+            f"Expected return_type 'str', 'tokens' or 'input' (with the prompt), got "
+            f"{return_type!r}."
         )
-    asked = [name for name in _OTHER_STEPS if options.get(name) is not None]
-    if asked:
-        raise ValueError(
-            f"generate_with_cache follows one step of the model for each new token: leave "
-            f"{', '.join(asked)} out."
-        )
-    cache = options.get("cache_implementation") or "dynamic"
-    if cache not in DYNAMIC_CACHE_IMPLEMENTATIONS:
-        raise ValueError(
-            "Expected a key-value cache that grows, since the last token is read too, got "
-            f"cache_implementation={cache!r}: leave it out."
-        )
-
-
-def _check_positions(architecture: str, mask: Int[Tensor, "batch pos"] | None) -> None:
-    """Refuse what Hugging Face generates at other positions than a forward has."""
-    is_padded = mask is not None and not mask.bool().all()
-    if architecture == "Kosmos2ForConditionalGeneration" and is_padded:
-        raise ValueError(
-            "In Kosmos-2, Hugging Face's generate counts padding among the positions of new "
-            "tokens, a forward does not, so that what is kept would not be what a forward over "
-            "the answer has: pass prompts one by one, or of the same length."
-        )
-
-
-@dataclass
-class _Loop:
-    """Hugging Face's decoding loop, as far as it has come.
-
-    Attributes:
-        model: The model it runs: the language model alone in BLIP and Kosmos-2.
-        arguments: What it hands from step to step: masks, positions, the key-value cache.
-        n_steps: How often it has run the model.
-    """
-
-    model: Any = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    n_steps: int = 0
-
-    def follow(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Takes the place of the method that carries the arguments on to the next step."""
-        self.model, self.n_steps = model, self.n_steps + 1
-        self.arguments = type(model)._update_model_kwargs_for_generation(model, *args, **kwargs)
-        return self.arguments
-
-    @torch.no_grad()
-    def read_last(self, tokens: Int[Tensor, "batch pos"]) -> None:
-        """Run the token that was produced last, after everything before it."""
-        step = self.model.prepare_inputs_for_generation(
-            tokens, next_sequence_length=1, **self.arguments
-        )
-        self.model(**step, return_dict=True)
-
-
-@contextmanager
-def _followed(hf_model: Any) -> Iterator[_Loop]:
-    """Follow `generate`, on whichever model inside it runs its loop.
-
-    Families carry different things from step to step: rotary positions on three axes, masks of
-    cross-attention, token types. Only the loop itself has them all.
-    """
-    loop = _Loop()
-    generating = [module for module in hf_model.modules() if isinstance(module, GenerationMixin)]
-    for module in generating:
-        vars(module)["_update_model_kwargs_for_generation"] = partial(loop.follow, module)
-    try:
-        yield loop
-    finally:
-        for module in generating:
-            del vars(module)["_update_model_kwargs_for_generation"]
-
-
-def _joined(name: str, parts: list[Tensor], n_new: int) -> Tensor:
-    """One activation from its steps: the prompt's positions, then one position a step."""
-    if len(parts) == 1:  # encoders and projector, and what cross-attention reads of them
-        return parts[0]
-    if len(parts) != n_new + 1:
-        raise RuntimeError(
-            f"{name!r} came by {len(parts)} times for a prompt and {n_new} new tokens, so it is "
-            "not known which position each was: generate with other options."
-        )
-    if name.endswith("hook_rot_k"):  # each step holds the keys of earlier positions too
-        return torch.cat([parts[0], *(part[:, -1:] for part in parts[1:])], dim=1)
-    if name.endswith(("hook_pattern", "hook_attn_scores")) and "cross_attn" not in name:
-        masked = 0.0 if name.endswith("hook_pattern") else torch.finfo(parts[0].dtype).min
-        n_keys = parts[0].shape[-1] + n_new
-        # Keys end with the step's own position; those before a sliding window are not there.
-        padded = [
-            F.pad(part, (n_keys - (n_new - i) - part.shape[-1], n_new - i), value=masked)
-            for i, part in enumerate(parts)
-        ]
-        return torch.cat(padded, dim=-2)
-    return torch.cat(parts, dim=-2 if name.endswith(("hook_pattern", "hook_attn_scores")) else 1)

@@ -19,6 +19,7 @@ from vlm_lens.hooks.answers import HookFunction, check_hook
 from vlm_lens.hooks.checkpointing import same_hooks_in_backward
 from vlm_lens.hooks.names import NamesFilter, matches_of
 from vlm_lens.hooks.turns import Turns
+from vlm_lens.keywords import keywords_of, knows_its_keywords, refuse_unknown
 
 Hooks = Iterable[tuple[NamesFilter, HookFunction]]
 Direction = Literal["fwd", "bwd"]
@@ -38,6 +39,7 @@ class TapRoot(HookedRootModule):
     def __init__(self) -> None:
         super().__init__()
         self._n_runs = 0
+        self._part = ""  # which layers the last run was of, where not of all
         self._turns = Turns()
         self._open_levels: set[int] = set()
 
@@ -59,6 +61,7 @@ class TapRoot(HookedRootModule):
         for name, tap in self.hook_dict.items():
             tap.name = name
 
+    @knows_its_keywords
     def add_hook(
         self,
         name: NamesFilter,
@@ -81,6 +84,7 @@ class TapRoot(HookedRootModule):
         bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
+        **unknown: Any,
     ) -> Iterator[Any]:
         """Set hooks for the length of a ``with`` block; they are gone after it, whatever happens.
 
@@ -92,6 +96,7 @@ class TapRoot(HookedRootModule):
             bwd_hooks: The same on gradients.
             reset_hooks_end: Whether to remove the hooks at the end of the block.
             clear_contexts: Whether to empty the hook points' `ctx` too.
+            **unknown: None; it is refused with the nearest names.
 
         Raises:
             HookNameError: A name matches nothing (before any hook is set).
@@ -102,6 +107,7 @@ class TapRoot(HookedRootModule):
             HookNeverFiredWarning: The model ran, but a forward hook's tensor never came by: that
                 of a name, or all that a glob or a predicate matches.
         """
+        refuse_unknown("hooks", unknown, keywords_of(type(self).hooks))
         wanted = self._resolve(fwd_hooks, bwd_hooks)
         asked = [part for name, _ in fwd_hooks for part in self._asked(name)]
         with self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts):
@@ -123,7 +129,7 @@ class TapRoot(HookedRootModule):
             yield
             silent = [part for part in asked if all(tap.fired == before[tap] for tap in part)]
             silent = silent if self._n_runs > n_runs else []
-        _warn_of_silence([tap for part in silent for tap in part])
+        _warn_of_silence([tap for part in silent for tap in part], self._part)
 
     def _resolve(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> list[HooksToSet]:
         wanted: list[HooksToSet] = []
@@ -170,10 +176,14 @@ class TapRoot(HookedRootModule):
             self._open_levels.remove(level)
 
     @contextmanager
-    def _run(self) -> Iterator[None]:
-        """One run of the Hugging Face model, in this thread's turn, with taps where it runs."""
+    def _run(self, part: str = "") -> Iterator[None]:
+        """One run of the Hugging Face model, in this thread's turn, with taps where it runs.
+
+        Args:
+            part: Which of its layers run, where not all do.
+        """
         with self._turns, ExitStack() as stack:
-            self._n_runs += 1
+            self._n_runs, self._part = self._n_runs + 1, part
             wired = [tap for tap in self.hook_dict.values() if tap.wired]
             if any(tap.moved for tap in wired):
                 for tap in wired:
@@ -238,14 +248,16 @@ def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
     )
 
 
-def _warn_of_silence(silent: list[Tap]) -> None:
+def _warn_of_silence(silent: list[Tap], part: str) -> None:
     if not silent:
         return
     names = [str(tap.name) for tap in silent]
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    reason = part or (
+        "Hooks in the vision encoder and the projector fire only when an image is given."
+    )
     warnings.warn(
-        f"{len(names)} hooked points never fired: {shown}. Hooks in the vision encoder and the "
-        "projector fire only when an image is given.",
+        f"{len(names)} hooked points never fired: {shown}. {reason}",
         HookNeverFiredWarning,
         stacklevel=6,
     )

@@ -19,7 +19,10 @@ from torch import Tensor
 from vlm_lens.architectures.components import HookedEmbed, HookedNorm, HookedUnembed
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
+from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.padding import PadToken, Side, pad_id, padding_side
+from vlm_lens.inputs.words import check_text, warn_of_unknown_words
+from vlm_lens.keywords import knows_its_keywords
 
 
 class LensSurface(TapRoot):
@@ -51,6 +54,7 @@ class LensSurface(TapRoot):
             )
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @knows_its_keywords
     def to_tokens(
         self,
         input: str | list[str],
@@ -135,7 +139,9 @@ class LensSurface(TapRoot):
         return tokens.to(device), mask.to(device)
 
     def _ids(self, text: str, prepend_bos: bool | None) -> list[int]:
+        check_text(text)
         ids = self.tokenizer(text)["input_ids"]
+        warn_of_unknown_words(self.tokenizer, ids, text)
         if prepend_bos is None:
             if self.cfg.default_prepend_bos == self._tokenizer_prepends_bos():
                 return ids
@@ -164,13 +170,17 @@ class LensSurface(TapRoot):
         starts = self.cfg.default_prepend_bos
         return PadToken.of(self.tokenizer, starts=starts, side=self._padding_side())
 
+    @knows_its_keywords
     def to_str_tokens(
         self,
-        input: str | Tensor | np.ndarray | list,
+        input: str | Inputs | Tensor | np.ndarray | list,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
     ) -> Any:
-        """Each token as a string; for a list of texts, a list of such lists."""
+        """Each token as a string; for several texts, a list of such lists."""
+        if isinstance(input, Inputs):
+            rows = [list(token_map.tokens) for token_map in input.token_map]
+            return rows if input.batched else rows[0]
         if isinstance(input, list) and input and not isinstance(input[0], int):
             return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]
         if isinstance(input, str):

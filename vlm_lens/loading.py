@@ -19,10 +19,12 @@ from transformers import (
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_model_types
 from vlm_lens.by_name import check_hub_answers, is_folder
+from vlm_lens.keywords import of_loading, refuse_unknown
 from vlm_lens.processors import load_processor
 from vlm_lens.whole_file import is_full
 
 BUNDLED = "shapes-llava"
+_OUR_OPTIONS = ("dtype", "device", "default_prepend_bos")
 
 
 def bundled_path() -> Path:
@@ -46,6 +48,7 @@ def load_model_and_processor(
         TypeError: The name is neither a text nor a path.
         OSError: The model can be neither reached nor found; the message says what to try.
         ArchitectureError: vlm_lens has no record of the model's class, or of a part of it.
+        TypeError: There is no such option.
         ValueError: Both a device and a device map were given.
     """
     if device is not None and kwargs.get("device_map") is not None:
@@ -66,6 +69,7 @@ def load_model_and_processor(
         config = AutoConfig.from_pretrained(path, **hub)
         class_name = _class_name(config)
         check_model_types(architecture_of(class_name, config), config)
+        refuse_unknown("from_pretrained", kwargs, [*_OUR_OPTIONS, *of_loading(config)])
         _check_weights(Path(path))
         processor = load_processor(path, **hub)
         model: Any = _model_class(class_name, config, **hub).from_pretrained(

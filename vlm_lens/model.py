@@ -32,10 +32,13 @@ from vlm_lens.hooks.adapters import beneath, unwrapped
 from vlm_lens.hooks.attention import AttentionProbe, remember_attention
 from vlm_lens.hooks.heads import PATTERN_SITES
 from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.hooks.step import Step
 from vlm_lens.inputs import Inputs
+from vlm_lens.keywords import knows_its_keywords
 from vlm_lens.loading import load_model_and_processor
 from vlm_lens.loss import next_token_loss
 from vlm_lens.model_inputs import ModelInput
+from vlm_lens.partial_runs import run_part, text_of
 from vlm_lens.run_rows import arguments_of, owners_of_run
 from vlm_lens.verification import Verification, noise_image, verify
 
@@ -87,6 +90,9 @@ class HookedVLM(Generation):
         self._add_components()
         self._read_tokenizer()
         self.setup()
+        self._step = Step(text_of(self).place)
+        for tap in self.hook_dict.values():
+            tap.step = self._step
         self._attention: dict[str, AttentionProbe] = {
             name: module.probe
             for name, module in self.named_modules()
@@ -169,6 +175,7 @@ class HookedVLM(Generation):
 
         Raises:
             OSError: The model cannot be found or reached.
+            TypeError: Hugging Face knows no such option.
             ArchitectureError: The model's class is not supported.
         """
         hf_model, processor = load_model_and_processor(name, dtype=dtype, device=device, **kwargs)
@@ -188,43 +195,127 @@ class HookedVLM(Generation):
 
     def forward(
         self,
-        input: ModelInput,
+        input: ModelInput | None = None,
         return_type: ReturnType | None = "logits",
         *,
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
         padding_side: Literal["left", "right"] | None = None,
+        stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model.
 
         Args:
             input: What `prepare` returns, raw text (no chat template), or tokens [batch, pos],
-                whose padding at their ends is left out where no mask comes with them.
+                whose padding at their ends is left out where no mask comes with them. Or leave it
+                out and pass the arguments of the Hugging Face forward by keyword, as in
+                ``model(**processor(...))``.
             return_type: ``"logits"`` [batch, pos, d_vocab], ``"loss"`` (mean cross entropy of the
                 next token, over the answer if `prepare` was given one, else over all text; of an
-                encoder-decoder model over the answer, which it needs), ``"both"`` or None.
+                encoder-decoder model over the answer, which it needs), ``"both"`` or None. With
+                ``labels=``, the loss is Hugging Face's of these.
             loss_per_token: One loss for each predicted position [batch, pos - 1] instead of the
                 mean; 0 at positions that do not count.
             prepend_bos: For raw text, as in `to_tokens`.
             padding_side: For raw text, as in `to_tokens`.
+            stop_at_layer: Return the residual stream [batch, pos, d_model] before this layer of
+                the language model (of an encoder-decoder model, of the decoder), and run neither
+                it nor what comes after it: 0 is the embedding, ``n_layers`` the stream after all
+                layers; negative numbers count from the end.
+            start_at_layer: `input` is the residual stream before this layer; run it and those
+                after it. Where layers read more than the stream (the places of images in Qwen-VL,
+                Gemma 3, PaliGemma and Mllama), pass the prompt's inputs too:
+                ``model(stream, start_at_layer=2, **inputs)``.
             **kwargs: Passed to the Hugging Face forward.
+
+        Raises:
+            TypeError: The input is none, or a keyword is known neither here nor there.
+            ValueError: An argument has a value that makes no sense.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> stream = model("what color", stop_at_layer=3)
+            >>> bool((model(stream, start_at_layer=3) == model("what color")).all())
+            True
         """
+        self._refuse_unknown("forward", kwargs)
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(
                 f"Expected return_type 'logits', 'loss', 'both' or None, got {return_type!r}."
             )
-        arguments = {**self._hf_inputs(input, prepend_bos, padding_side), **kwargs}
-        self._check(arguments)
-        with self._run():
-            logits = self.hf_model(**arguments).logits
+        kwargs.pop("return_dict", None)
+        if stop_at_layer is None and start_at_layer is None:
+            arguments = self._arguments(input, prepend_bos, kwargs, padding_side)
+            with self._run():
+                output = self.hf_model(**arguments)
+        else:
+            arguments, output = run_part(
+                self,
+                input,
+                kwargs,
+                prepend_bos=prepend_bos,
+                padding_side=padding_side,
+                start_at_layer=start_at_layer,
+                stop_at_layer=stop_at_layer,
+            )
+            if stop_at_layer is not None:
+                return output
         if return_type is None:
             return None
         if return_type == "logits":
-            return logits
-        loss = next_token_loss(logits, arguments, input, self.cfg, per_token=loss_per_token)
-        return loss if return_type == "loss" else (logits, loss)
+            return output.logits
+        loss = self._loss(output, arguments, input, per_token=loss_per_token)
+        return loss if return_type == "loss" else (output.logits, loss)
 
+    def _loss(
+        self, output: Any, arguments: Mapping[str, Any], given: Any, *, per_token: bool
+    ) -> Tensor:
+        """Hugging Face's loss where labels were given, else that of the next token."""
+        if arguments.get("labels") is not None:
+            if per_token:
+                raise ValueError("labels give the mean loss alone: leave out loss_per_token=True.")
+            return output.loss
+        if arguments.get("input_ids") is None:
+            raise ValueError("Expected tokens to take the loss of: pass input_ids= or labels= too.")
+        return next_token_loss(output.logits, arguments, given, self.cfg, per_token=per_token)
+
+    def input_to_embed(
+        self,
+        input: ModelInput | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
+        """What enters the first layer, as in TransformerLens; `start_at_layer` takes it on.
+
+        Args:
+            input: As in `forward`.
+            prepend_bos: For raw text, as in `to_tokens`.
+            padding_side: For raw text, as in `to_tokens`.
+            **kwargs: Passed to the Hugging Face forward.
+
+        Returns:
+            The residual stream [batch, pos, d_model] with images in place, the tokens
+            [batch, pos], None (TransformerLens' positions of another kind) and the attention mask,
+            None where nothing is padding.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> stream, tokens, _, mask = model.input_to_embed("what color")
+            >>> logits = model(stream, start_at_layer=0, attention_mask=mask)
+            >>> bool((logits == model(tokens)).all())
+            True
+        """
+        self._refuse_unknown("input_to_embed", kwargs)
+        arguments = self._arguments(input, prepend_bos, kwargs, padding_side)
+        stream = self.forward(**arguments, stop_at_layer=0)
+        return stream, arguments.get("input_ids"), None, arguments.get("attention_mask")
+
+    @knows_its_keywords
     def verify(self, inputs: Inputs | Mapping[str, Tensor] | None = None) -> Verification:
         """Prove on this very model that every hook point is what it is called.
 
@@ -283,6 +374,7 @@ class HookedVLM(Generation):
             >>> seen
             ['blocks.0.hook_mlp_out']
         """
+        self._refuse_unknown("run_with_hooks", model_kwargs)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(*model_args, **model_kwargs)
 
@@ -321,6 +413,7 @@ class HookedVLM(Generation):
         Returns:
             What `forward` returns, and the cache.
         """
+        self._refuse_unknown("run_with_cache", model_kwargs)
         everything = names_filter is None
         # Without a filter nothing in particular was asked for, so silence is no surprise.
         asked = [] if everything else self._asked(names_filter)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from vlm_lens.architectures import Architecture
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
+from vlm_lens.keywords import (
+    keywords_of,
+    knows_its_keywords,
+    of_forward,
+    of_generate,
+    refuse_unknown,
+)
 from vlm_lens.lens_switches import LensSwitches
 from vlm_lens.loss import media_positions
+from vlm_lens.partial_runs import text_of
 
 _MEDIA = {
     "image": ("pixel_values", "image_embeds"),
@@ -21,7 +30,7 @@ _MEDIA = {
 }
 """By the kind of a position, the arguments that can fill it."""
 
-ModelInput = Inputs | Mapping[str, Tensor] | str | list[str] | Tensor
+ModelInput = Inputs | Mapping[str, Any] | str | list[Any] | Tensor
 
 
 class ModelInputs(LensSwitches):
@@ -30,6 +39,7 @@ class ModelInputs(LensSwitches):
     architecture: Architecture
     cfg: Any  # a HookedVLMConfig, of which TransformerLens' types make most sizes optional
 
+    @knows_its_keywords
     def prepare(
         self,
         *,
@@ -85,6 +95,48 @@ class ModelInputs(LensSwitches):
         if self.cfg.video_token_id is None and video in self.tokenizer.get_vocab():
             self.cfg.video_token_id = self.tokenizer.convert_tokens_to_ids(video)
 
+    def _refuse_unknown(self, method: str, given: Iterable[str]) -> None:
+        """Refuse keywords that neither a method of this model nor Hugging Face knows."""
+        if not given:
+            return
+        generates = method.startswith("generate")
+        known = set(keywords_of(getattr(type(self), method)))
+        known |= set() if generates else set(keywords_of(type(self).forward))
+        theirs = (of_generate if generates else of_forward)(self.hf_model, self._text_parts)
+        refuse_unknown(method, given, {*known, *theirs})
+
+    @property
+    def _text_parts(self) -> tuple[nn.Module, nn.Module]:
+        """The modules that the Hugging Face forward hands its further keywords to."""
+        text = text_of(self)
+        return text.head, text.place.module
+
+    def _arguments(
+        self,
+        given: ModelInput | None,
+        prepend_bos: bool | None,
+        kwargs: dict[str, Any],
+        padding_side: str | None = None,
+    ) -> dict[str, Any]:
+        """Keyword arguments of the Hugging Face forward, checked, from all that a call was given.
+
+        Raises:
+            TypeError: There is no input, or there are two.
+        """
+        if given is None:
+            if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+                raise TypeError(
+                    "Expected an input: what model.prepare() returns, text, tokens, or what a "
+                    "processor returns as keywords, model(**processor(...))."
+                )
+            arguments = self._hf_inputs(kwargs, prepend_bos)
+        elif kwargs.get("input_ids") is not None:
+            raise TypeError("Expected an input or input_ids, got both: leave one of them out.")
+        else:
+            arguments = {**self._hf_inputs(given, prepend_bos, padding_side), **kwargs}
+        self._check(arguments)
+        return arguments
+
     def _hf_inputs(
         self, given: ModelInput, prepend_bos: bool | None, padding_side: str | None = None
     ) -> dict[str, Any]:
@@ -93,12 +145,15 @@ class ModelInputs(LensSwitches):
         Tokens that come without a mask get one where they are padded, and only there: without one,
         Hugging Face takes a shorter way to the same numbers.
         """
+        if isinstance(given, list) and given and not isinstance(given[0], str):
+            given = _as_tokens(given)
         if isinstance(given, str) or (isinstance(given, list) and given):
             tokens, mask = self._tokenize(given, prepend_bos, padding_side, truncate=False)
             return self._with_mask({"input_ids": tokens}, mask)
         if isinstance(given, Inputs):
             return dict(given.to(self.cfg.device))
         if isinstance(given, Mapping):
+            self._refuse_unknown("forward", given)
             return self._with_mask(self._with_decoder_mask(dict(given)))
         if isinstance(given, Tensor) and not given.is_floating_point() and given.ndim in (1, 2):
             tokens = given[None] if given.ndim == 1 else given
@@ -141,6 +196,8 @@ class ModelInputs(LensSwitches):
 
     def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse tokens that the model would run on without a word, but not as they are meant."""
+        for name in ("input_ids", "decoder_input_ids"):
+            self._check_tokens(name, arguments)
         tokens = arguments.get("input_ids")
         if tokens is None or "past_key_values" in arguments:
             return
@@ -157,3 +214,35 @@ class ModelInputs(LensSwitches):
                     f"The tokens hold {int(places.sum())} {kind} positions but no {kind} came with "
                     f"them. Pass what {maker}(...) returns for text and {kind}, or {names[0]}=..."
                 )
+
+    def _check_tokens(self, name: str, arguments: dict[str, Any]) -> None:
+        """Refuse tokens that the model has no embedding for, and none at all."""
+        tokens = arguments.get(name)
+        if tokens is None:
+            return
+        if tokens.numel() == 0:
+            raise ValueError(f"Expected at least one token in {name}, got {list(tokens.shape)}.")
+        n = self.hf_model.get_input_embeddings().weight.shape[0]
+        outside = (tokens < 0) | (tokens >= n)
+        if outside.any():
+            # Some families have no embedding for what stands for an image.
+            media = media_positions(arguments, self.cfg) if name == "input_ids" else {}
+            for places in media.values():
+                outside &= ~places
+            wrong = tokens[outside].unique().tolist()
+            if wrong:
+                raise ValueError(
+                    f"Expected token ids from 0 to {n - 1} in {name}, got {wrong[:5]}: they come "
+                    "from another tokenizer, or the embedding was not resized."
+                )
+
+
+def _as_tokens(rows: list[Any]) -> Int[Tensor, ...]:
+    """Token ids that came as a list, or as a list of lists of one length."""
+    try:
+        return torch.tensor(rows)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "Expected token ids as a list of integers, or of lists of one length, got "
+            f"{str(rows)[:80]}: {error}."
+        ) from error

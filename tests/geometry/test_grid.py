@@ -1,7 +1,6 @@
 """The geometry agrees with what Hugging Face's processors really do to pixels."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,9 +196,8 @@ def test_what_is_left_over_of_the_last_patch_is_not_visible():
 @pytest.mark.parametrize("backend", ["pil", "torchvision"])
 def test_backends_pad_an_odd_number_of_pixels_differently(backend: str):
     """Torchvision's processors need torchvision itself; their rule is read from their source."""
-    processor = SimpleNamespace(
-        do_center_crop=True, crop_size={"height": 8, "width": 8}, backend=backend
-    )
+    kind = type("Processor", (CLIPImageProcessorPil,), {"backend": backend})
+    processor = kind(do_resize=False, crop_size={"height": 8, "width": 8})
     offset = pixel_transform((5, 11), processor).crop_offset
     assert offset == ((-2, 1) if backend == "pil" else (-1, 1))
 

@@ -197,7 +197,7 @@ def test_any_other_shape_is_refused(shape):
 
 def test_a_flat_mask_does_not_fit_a_batch():
     hook = only_hook(NEURONS.ablate(where=PARTS[0]))
-    with pytest.raises(ValueError, match="use_cache=True"):
+    with pytest.raises(ValueError, match="Build where for this component and batch"):
         hook(torch.zeros(1, 4, 6), hook=None)
 
 

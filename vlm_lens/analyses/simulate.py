@@ -139,7 +139,7 @@ class ClipSimulator:
         vision = self.model.vision_model
         hidden = vision(pixels["pixel_values"].to(self.model.device)).last_hidden_state[:, 1:]
         projected = self.model.visual_projection(vision.post_layernorm(hidden))[0]
-        transform = pixel_transform(picture.size, self.processor.image_processor)
+        transform = pixel_transform(picture.size, self.processor)
         grid = PatchGrid(transform, int(self.model.config.vision_config.patch_size))
         return grid, F.normalize(projected, dim=-1).float().cpu()
 

@@ -10,7 +10,8 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from vlm_lens.geometry.fixed import n_class_tokens
 from vlm_lens.geometry.grid import PatchGrid, Spans
-from vlm_lens.geometry.layout import ImageLayout, Token, blank, edges, raster, square
+from vlm_lens.geometry.layout import ImageLayout, Token, blank, raster, square
+from vlm_lens.geometry.settings import edges, settings
 from vlm_lens.geometry.transform import PixelTransform, Size
 
 # LLaVA-OneVision shrinks the merged grid only where it has clearly too many patches.
@@ -71,7 +72,7 @@ def llava_onevision_layout(
         'newline'
     """
     if n_images > 1:
-        grid = PatchGrid(_squared(size, _tile(processor)), _patch(config))
+        grid = PatchGrid(_squared(size, _tile(settings(processor), processor)), _patch(config))
         return ImageLayout.of([grid], [grid], tokens=[*raster(0, grid), "newline"])
     max_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     return _anyres_layout(processor, config, size, max_tiles=max_tiles)
@@ -80,9 +81,10 @@ def llava_onevision_layout(
 def _anyres_layout(
     processor: Any, config: Any, size: Size, *, max_tiles: int | None
 ) -> ImageLayout:
-    tile, patch = _tile(processor), _patch(config)
+    given = settings(processor)
+    tile, patch = _tile(given, processor), _patch(config)
     base = PatchGrid(PixelTransform(size, (tile, tile), (0, 0), (tile, tile)), patch)
-    canvas = _canvas(size, select_best_resolution(size[::-1], _pinpoints(processor)))
+    canvas = _canvas(size, select_best_resolution(size[::-1], given["image_grid_pinpoints"]))
     columns, rows = (length // tile for length in canvas.processed_size)
     tiles = [
         PatchGrid(_window(canvas, col * tile, row * tile, tile), patch)
@@ -100,25 +102,20 @@ def _anyres_layout(
     return ImageLayout.of([base, *tiles], grids, n_class=n_class, tokens=tokens)
 
 
-def _tile(processor: Any) -> int:
+def _tile(given: dict[str, Any], processor: Any) -> int:
     """Edge of a tile, which is also that of the view of the whole image."""
-    image_processor = processor.image_processor
-    size, crop = edges(image_processor.size), edges(image_processor.crop_size or {})
+    size, crop = edges(given["size"]), edges(given["crop_size"] or {})
     sides = {*size.values(), *crop.values()}
     if len(sides) > 1:
         raise ValueError(
-            f"{type(image_processor).__name__} resizes to {size} and crops to {crop}, which is not "
-            "supported: expected the same edge everywhere"
+            f"{type(processor.image_processor).__name__} resizes to {size} and crops to {crop}, "
+            "which is not supported: expected the same edge everywhere"
         )
     return sides.pop()
 
 
 def _patch(config: Any) -> int:
     return square(config.vision_config.patch_size)
-
-
-def _pinpoints(processor: Any) -> list[list[int]]:
-    return processor.image_processor.image_grid_pinpoints
 
 
 def _canvas(size: Size, resolution: tuple[int, int]) -> PixelTransform:

@@ -7,7 +7,8 @@ from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from vlm_lens.geometry.grid import PatchGrid
-from vlm_lens.geometry.layout import ImageLayout, blank, edges, setting
+from vlm_lens.geometry.layout import ImageLayout, blank
+from vlm_lens.geometry.settings import edges, settings
 from vlm_lens.geometry.transform import PixelTransform, Size
 
 
@@ -28,10 +29,11 @@ def qwen_vl_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1
         >>> layout.grids[0].rows, layout.grids[0].cols, layout.n_positions
         (6, 10, 240)
     """
-    patch, merge = setting(processor, "patch_size"), setting(processor, "merge_size")
+    given = settings(processor)
+    patch, merge = given["patch_size"], given["merge_size"]
     width, height = size
-    if setting(processor, "do_resize"):
-        limits = edges(setting(processor, "size"))
+    if given["do_resize"]:
+        limits = edges(given["size"])
         height, width = smart_resize(
             height, width, patch * merge, limits["shortest_edge"], limits["longest_edge"]
         )
@@ -65,8 +67,9 @@ def pixtral_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1
     """
     patch, merge = processor.patch_size, processor.spatial_merge_size
     width, height = size
-    if setting(processor, "do_resize"):
-        limits = edges(setting(processor, "size"))
+    given = settings(processor)
+    if given["do_resize"]:
+        limits = edges(given["size"])
         longest = limits.get("longest_edge")
         height, width = get_resize_output_image_size(
             blank(size),

@@ -7,7 +7,8 @@ from typing import Any
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from vlm_lens.geometry.grid import PatchGrid
-from vlm_lens.geometry.layout import ImageLayout, Token, blank, edges, raster, setting, square
+from vlm_lens.geometry.layout import ImageLayout, Token, blank, raster, square
+from vlm_lens.geometry.settings import edges, settings
 from vlm_lens.geometry.transform import Box, PixelTransform, Size, pixel_transform
 
 _PAN_AND_SCAN = (
@@ -37,7 +38,7 @@ def fixed_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1) 
         >>> layout.grids[0].box(1, 1)
         (150.0, 50.0, 200.0, 100.0)
     """
-    transform = pixel_transform(size, processor.image_processor)
+    transform = pixel_transform(size, processor)
     grid = PatchGrid(transform, square(config.vision_config.patch_size))
     tokens: list[Token] = ["class"] * n_class_tokens(processor)
     n_class = getattr(processor, "num_additional_image_tokens", 0)
@@ -76,10 +77,10 @@ def pooled_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1)
     patch = square(config.vision_config.patch_size)
     per_side = config.vision_config.image_size // patch
     pooled = patch * (per_side // int(config.mm_tokens_per_image**0.5))
-    whole = (0, 0, *size)
+    whole, given = (0, 0, *size), settings(processor)
     transforms = [
-        _crop_transform(size, crop, edges(setting(processor, "size")))
-        for crop in [whole, *_pan_and_scan(processor, size)]
+        _crop_transform(size, crop, edges(given["size"]))
+        for crop in [whole, *_pan_and_scan(given, size)]
     ]
     return ImageLayout.of(
         [PatchGrid(transform, patch) for transform in transforms],
@@ -87,11 +88,11 @@ def pooled_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1)
     )
 
 
-def _pan_and_scan(processor: Any, size: Size) -> Iterator[Box]:
-    if not setting(processor, "do_pan_and_scan"):
+def _pan_and_scan(given: dict[str, Any], size: Size) -> Iterator[Box]:
+    if not given["do_pan_and_scan"]:
         return
-    settings = {name: setting(processor, name) for name in _PAN_AND_SCAN}
-    crops = Gemma3ImageProcessorPil().pan_and_scan(blank(size), **settings)
+    limits = {name: given[name] for name in _PAN_AND_SCAN}
+    crops = Gemma3ImageProcessorPil().pan_and_scan(blank(size), **limits)
     if not crops:
         return
     _, height, width = crops[0].shape  # the last crop may be smaller
@@ -101,6 +102,11 @@ def _pan_and_scan(processor: Any, size: Size) -> Iterator[Box]:
 
 def _crop_transform(size: Size, crop: Box, target: dict[str, int]) -> PixelTransform:
     x0, y0, x1, y1 = crop
+    if not {"width", "height"} <= target.keys():
+        raise ValueError(
+            f"the image processor resizes to {target}, which is not supported: expected 'height' "
+            "and 'width'"
+        )
     processed = (target["width"], target["height"])
     if (x1 - x0, y1 - y0) == size:
         return PixelTransform(size, processed, (0, 0), processed)

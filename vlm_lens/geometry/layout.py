@@ -145,22 +145,6 @@ MediaLayout = ImageLayout | AudioLayout
 LayoutFunction = Callable[..., MediaLayout]
 
 
-def setting(processor: Any, name: str) -> Any:
-    """Returns a setting of an image processor, as the processor around it calls it.
-
-    Args:
-        processor: A Hugging Face processor. It overrides some settings of its image processor.
-        name: The name of the setting.
-    """
-    overrides = getattr(processor, "images_kwargs", {})
-    return overrides.get(name, getattr(processor.image_processor, name, None))
-
-
-def edges(size: Any) -> dict[str, int]:
-    """Returns an image processor's size as a plain dict, e.g. of "height" and "width"."""
-    return {name: int(value) for name, value in dict(size).items() if value is not None}
-
-
 def square(side: Any) -> int:
     """Returns a side that configs write as a number or as a pair of equal ones.
 

@@ -51,7 +51,7 @@ def kosmos2_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1
 
 
 def _queries(processor: Any, config: Any, size: Size, *, n_queries: int) -> ImageLayout:
-    transform = pixel_transform(size, processor.image_processor)
+    transform = pixel_transform(size, processor)
     view = PatchGrid(transform, square(config.vision_config.patch_size))
     tokens: list[Token] = ["query"] * n_queries
     return ImageLayout.of([view], n_class=1, tokens=tokens)

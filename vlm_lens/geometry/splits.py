@@ -15,7 +15,8 @@ from transformers.models.mllama.image_processing_pil_mllama import (
 )
 
 from vlm_lens.geometry.grid import PatchGrid
-from vlm_lens.geometry.layout import ImageLayout, blank, edges, setting, square
+from vlm_lens.geometry.layout import ImageLayout, blank, square
+from vlm_lens.geometry.settings import edges, settings
 from vlm_lens.geometry.transform import PixelTransform, Size
 
 
@@ -39,8 +40,9 @@ def idefics3_layout(processor: Any, config: Any, size: Size, *, n_images: int = 
         >>> layout.grids[0].visible, layout.grids[-1].visible
         ((0.0, 0.0, 160.0, 160.0), (0.0, 0.0, 640.0, 480.0))
     """
-    tile = edges(setting(processor, "max_image_size"))["longest_edge"]
-    columns, rows = _idefics3_tiles(processor, size, tile)
+    given = settings(processor)
+    tile = edges(given["max_image_size"])["longest_edge"]
+    columns, rows = _idefics3_tiles(given, size, tile)
     views = _tiles(size, (columns * tile, rows * tile), tile)
     if len(views) > 1:
         views.append(_whole(size, tile))
@@ -68,11 +70,12 @@ def internvl_layout(processor: Any, config: Any, size: Size, *, n_images: int = 
         >>> layout.grids[1].visible
         (400.0, 0.0, 800.0, 400.0)
     """
-    target = edges(setting(processor, "size"))
+    given = settings(processor)
+    target = edges(given["size"])
     tile = square((target["height"], target["width"]))
     columns, rows = 1, 1
-    if setting(processor, "crop_to_patches") and setting(processor, "max_patches") > 1:
-        limits = setting(processor, "min_patches"), setting(processor, "max_patches")
+    if given["crop_to_patches"] and given["max_patches"] > 1:
+        limits = given["min_patches"], given["max_patches"]
         columns, rows = internvl_canvas(size[::-1], (tile, tile), *limits)
     views = _tiles(size, (columns * tile, rows * tile), tile)
     if len(views) > 1:
@@ -102,8 +105,8 @@ def mllama_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1)
         (300.0, 0.0, 600.0, 300.0)
     """
     width, height = size
-    tile = edges(setting(processor, "size"))["height"]
-    tiles = setting(processor, "max_image_tiles")
+    given = settings(processor)
+    tile, tiles = edges(given["size"])["height"], given["max_image_tiles"]
     canvas_height, canvas_width = map(int, mllama_canvas(height, width, tiles, tile))
     fitted = get_image_size_fit_to_canvas(height, width, canvas_height, canvas_width, tile)
     transforms = _tiles(
@@ -113,14 +116,18 @@ def mllama_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1)
     return ImageLayout.of(views, n_class=1, tokens=["cross_attention"])
 
 
-def _idefics3_tiles(processor: Any, size: Size, tile: int) -> tuple[int, int]:
+def _idefics3_tiles(given: dict[str, Any], size: Size, tile: int) -> tuple[int, int]:
     """How many tiles lie side by side and on top of each other; (1, 1) for a single view."""
-    if not setting(processor, "do_image_splitting"):
+    if not given["do_image_splitting"]:
         return 1, 1
     height, width = size[::-1]
-    if setting(processor, "do_resize"):
-        longest = edges(setting(processor, "size"))["longest_edge"]
-        height, width = get_resize_output_image_size(blank(size), resolution_max_side=longest)
+    if given["do_resize"]:
+        limits = edges(given["size"])
+        height, width = limits.get("height", height), limits.get("width", width)
+        if "longest_edge" in limits:
+            height, width = get_resize_output_image_size(
+                blank(size), resolution_max_side=limits["longest_edge"]
+            )
     # The longer side is rounded up to whole tiles first, and the other one follows it in ratio.
     ratio = width / height
     if width >= height:

@@ -7,6 +7,8 @@ All coordinates are continuous, in pixels, from the top left corner, x before y:
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lens.geometry.settings import edges, settings
+
 Number = int | float
 Size = tuple[int, int]
 Extent = tuple[Number, Number]
@@ -76,14 +78,14 @@ class PixelTransform:
         return in_resized - self.crop_offset[axis]
 
 
-def pixel_transform(original_size: Size, image_processor: Any) -> PixelTransform:
+def pixel_transform(original_size: Size, processor: Any) -> PixelTransform:
     """Works out what an image processor does to an image of a given size.
 
     Args:
         original_size: (width, height) of the image.
-        image_processor: A Hugging Face image processor. Read are its ``do_resize`` and ``size``
-            (``shortest_edge``, or ``height`` and ``width``), ``do_center_crop`` and ``crop_size``,
-            ``do_pad`` and ``backend``.
+        processor: A Hugging Face processor, or an image processor alone. Read are its
+            ``do_resize`` and ``size`` (``shortest_edge``, or ``height`` and ``width``),
+            ``do_center_crop`` and ``crop_size``, ``do_pad`` and ``backend``.
 
     Raises:
         ValueError: The processor resizes or pads in another way.
@@ -94,18 +96,21 @@ def pixel_transform(original_size: Size, image_processor: Any) -> PixelTransform
         PixelTransform(original_size=(640, 480), resized_size=(298, 224), crop_offset=(37, 0), \
 processed_size=(224, 224))
     """
-    if getattr(image_processor, "do_pad", None):
+    given = settings(processor)
+    image_processor = getattr(processor, "image_processor", processor)
+    name = type(image_processor).__name__
+    if given.get("do_pad"):
         raise ValueError(
-            f"{type(image_processor).__name__} pads its images (do_pad=True), which is not "
+            f"{name} pads its images (do_pad=True), which is not "
             "supported: use an image processor that resizes and crops, as CLIP's or SigLIP's"
         )
     resized = original_size
-    if getattr(image_processor, "do_resize", None):
-        resized = _resized_size(original_size, image_processor)
-    if not getattr(image_processor, "do_center_crop", None):
+    if given.get("do_resize"):
+        resized = _resized_size(original_size, edges(given["size"]), name)
+    if not given.get("do_center_crop"):
         return PixelTransform(original_size, resized, (0, 0), resized)
-    crop = dict(image_processor.crop_size)
-    window = (int(crop["width"]), int(crop["height"]))
+    crop = edges(given["crop_size"])
+    window = (crop["width"], crop["height"])
     offset = tuple(
         _crop_start(length, cut, image_processor)
         for length, cut in zip(resized, window, strict=True)
@@ -113,8 +118,7 @@ processed_size=(224, 224))
     return PixelTransform(original_size, resized, (offset[0], offset[1]), window)
 
 
-def _resized_size(original_size: Size, image_processor: Any) -> Size:
-    size = {name: int(value) for name, value in dict(image_processor.size).items()}
+def _resized_size(original_size: Size, size: dict[str, int], name: str) -> Size:
     if size.keys() == {"height", "width"}:
         return size["width"], size["height"]
     if size.keys() == {"shortest_edge"}:
@@ -123,7 +127,7 @@ def _resized_size(original_size: Size, image_processor: Any) -> Size:
         new_short, new_long = size["shortest_edge"], int(size["shortest_edge"] * long / short)
         return (new_short, new_long) if width <= height else (new_long, new_short)
     raise ValueError(
-        f"{type(image_processor).__name__} resizes to {size}, which is not supported: expected "
+        f"{name} resizes to {size}, which is not supported: expected "
         "'shortest_edge' alone, or 'height' and 'width'"
     )
 

@@ -98,6 +98,10 @@ class Tap(HookPoint):
         self.patch_rows = patch_rows
         self.fired = 0
         """How many times the tap's tensor has passed through it."""
+        self.asleep = False
+        """Whether what passes its place is not its tensor, so that its hooks must not see it."""
+        self.step: Any = None  # a Step
+        """Which positions its tensor is of, where a part of a sequence may come by."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a plain attribute: a tap has no parameters or submodules to look for every time."""
@@ -179,6 +183,8 @@ class Tap(HookPoint):
         if self._wired is not None:
             self._wired.remove()
             self._wired = self._wire(self)
+        if self.step is not None:
+            self.step.rewire()
 
     def _follow_hooks(self) -> None:
         """Be in the model if there are hooks, else out of it."""
@@ -187,9 +193,13 @@ class Tap(HookPoint):
         if self._wired is None:
             self._wired = self._wire(self)
             uncompiled.use()
+            if self.step is not None:
+                self.step.use()
         else:
             wired, self._wired = self._wired, None
             uncompiled.remove()
+            if self.step is not None:
+                self.step.remove()
             wired.remove()
 
     @property
@@ -310,6 +320,8 @@ def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
 
 def through(tap: Tap, value: Tensor, view: View | None) -> Tensor | None:
     """The tap's answer in the model's layout, or None where the model's own tensor stands."""
+    if tap.asleep:
+        return None
     if view is None:
         answer = tap(value)
         return None if answer is value else answer

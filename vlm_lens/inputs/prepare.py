@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,11 @@ from vlm_lens.inputs.encode import (
 )
 from vlm_lens.inputs.images import load_image
 from vlm_lens.inputs.media import Medium, medium_of
-from vlm_lens.inputs.prompts import Prompt, render_prompt
+from vlm_lens.inputs.messages import media_in
+from vlm_lens.inputs.prompts import Prompt, check_messages, render_prompt
 from vlm_lens.inputs.samples import Images, RawSample, split_samples
 from vlm_lens.inputs.sounds import Sounds, load_sound
+from vlm_lens.inputs.words import check_text, warn_of_unknown_words
 
 # CLIP's processors resize the short edge first and crop then: an image of 10000 x 1 pixels would
 # take gigabytes in between.
@@ -49,9 +52,11 @@ def prepare(
         images: For one text: None, an image or a list of images. For a list of texts: None or a
             list with one such entry per text. See `load_image` for what an image can be.
         text: A text or chat messages (dicts with "role" and "content"), or a list of these.
-            A text that holds the processor's image token, or another special token, is used as it
-            is; any other one goes through the chat template, images first. Without a template, the
-            placeholders and a newline are put in front.
+            A text that holds the processor's image token, or without images another special token,
+            is used as it is; any other one goes through the chat template, images first. Without a
+            template, the placeholders and a newline are put in front. Messages may hold their
+            images, as in Hugging Face: ``{"type": "image", "image": picture}``, or ``"path"``,
+            ``"url"`` (of a file) or ``"base64"``.
         answer: A text per prompt to put behind it, for teacher forcing. It is tokenized by itself,
             so that the prompt's tokens are the same with and without it.
         audio: For a model of sounds, those instead of images: arrays of samples at the sampling
@@ -115,6 +120,7 @@ pixel_values [1, 3, 224, 224], on cpu)
         )
     sources = audio if medium.name == "audio" else images
     raw, batched = split_samples(sources, text, answer, placeholder=medium.token)
+    raw = [_with_media_of_messages(entry, medium, index=i) for i, entry in enumerate(raw)]
     encode_one = partial(_encode, processor, config, medium=medium, layout=layout)
     rows = [encode_one(entry, index=i, chat_template=chat_template) for i, entry in enumerate(raw)]
     samples = [sample for sample, _, _ in rows]
@@ -129,6 +135,20 @@ pixel_values [1, 3, 224, 224], on cpu)
         image_token_id=medium.token_id,
         answer_type=answer_type(processor),
     )
+
+
+def _with_media_of_messages(raw: RawSample, medium: Medium, *, index: int) -> RawSample:
+    """The sample with the images or sounds that its chat messages hold."""
+    if isinstance(raw.prompt, str):
+        return raw
+    check_messages(raw.prompt, index)
+    held = media_in(raw.prompt, medium, sample=index)
+    if held and raw.sources:
+        raise ValueError(
+            f"sample {index}: expected {medium.name}s inside of the messages or apart from them, "
+            f"got {len(held)} inside and {len(raw.sources)} apart"
+        )
+    return replace(raw, sources=held or raw.sources)
 
 
 def _encode(
@@ -158,9 +178,11 @@ def _encode(
         _check_resized_size(layouts)
     else:
         layouts = [layout(processor, config, len(m)) for m in media]
+    check_text(raw.answer or "", what=f"sample {index}: the answer")
     answer = None if _is_encoder_decoder(config) else raw.answer
     sample = encode(processor, text, answer, media, layouts, medium=medium, index=index)
     check_length(sample, config, medium, index=index)
+    warn_of_unknown_words(processor.tokenizer, sample.ids, text, answer or "")
     return sample, media, text
 
 

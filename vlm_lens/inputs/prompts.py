@@ -1,12 +1,14 @@
 """Turn what a user writes into a processor's prompt, one placeholder per image or sound."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_lens.inputs.media import Medium
+from vlm_lens.inputs.messages import Message, parts_of
+from vlm_lens.inputs.words import check_text
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
@@ -25,8 +27,8 @@ def render_prompt(
         processor: Its chat template is used, or its tokenizer's.
         prompt: A text or chat messages.
 
-            - A text that holds the placeholder or another special token is a finished prompt and
-              stays as it is.
+            - A text that holds the placeholder, or of a prompt without images another special
+              token, is a finished prompt and stays as it is.
             - Any other text becomes a user's message behind its images, and goes through the chat
               template. Without a template, it follows the placeholders on a line of its own.
             - Chat messages go through the chat template. If none of them holds an image, the
@@ -39,8 +41,12 @@ def render_prompt(
 
     Raises:
         TypeError: The prompt is neither a text nor chat messages.
-        ValueError: The prompt is empty, it has another number of placeholders than of images, or
-            it consists of messages and there is no chat template.
+        ValueError: The prompt is empty, it has another number of placeholders than of images, it
+            holds special tokens but no placeholders for its images, or it consists of messages and
+            there is no chat template.
+
+    Warns:
+        UserWarning: A special token inside of a text keeps it from the chat template.
     """
     if not medium.in_prompt and n_media > 1:
         raise ValueError(
@@ -51,9 +57,9 @@ def render_prompt(
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"sample {sample}: the prompt is empty ({prompt!r}): write some text")
-        text = writer.text(prompt)
+        check_text(prompt, what=f"sample {sample}: the prompt")
+        text = writer.text(prompt, sample)
     else:
-        _check_messages(prompt, sample)
         text = writer.messages(prompt, sample)
     placeholders = text.count(medium.token)
     if placeholders != writer.n_media:
@@ -80,13 +86,34 @@ class _Writer:
     n_media: int
     has_template: bool
 
-    def text(self, text: str) -> str:
-        special = [self.medium.token, *self.processor.tokenizer.all_special_tokens]
-        if any(token in text for token in special):
+    def text(self, text: str, sample: int) -> str:
+        if self.medium.token in text:
+            return text
+        special = [token for token in self.processor.tokenizer.all_special_tokens if token in text]
+        if special:
+            self._check_finished(text, special, sample)
             return text
         if self._template is None:
             return self.medium.token * self.n_media + "\n" * bool(self.n_media) + text
         return self._apply(self._with_media([{"role": "user", "content": text}]))
+
+    def _check_finished(self, text: str, special: list[str], sample: int) -> None:
+        """A text with special tokens is taken for a finished prompt; say so where it looks new."""
+        name, token = self.medium.name, self.medium.token
+        if self.n_media:
+            raise ValueError(
+                f"sample {sample}: the text holds the special token {special[0]!r}, so that it is "
+                f"taken for a finished prompt, but it has no {token!r} placeholder for its "
+                f"{self.n_media} {name}(s): take {special[0]!r} out of the text, or write the "
+                "placeholders too"
+            )
+        if self._template is not None and not text.lstrip().startswith(tuple(special)):
+            warnings.warn(
+                f"sample {sample}: the text holds the special token {special[0]!r}, so that it is "
+                "taken for a finished prompt and the chat template is not applied: take it out of "
+                "the text, or pass chat_template=False",
+                stacklevel=2,
+            )
 
     def messages(self, messages: Sequence[Message], sample: int) -> str:
         if self._template is None:
@@ -107,10 +134,10 @@ class _Writer:
         return own or self.processor.tokenizer.chat_template
 
     def _is_medium(self, part: Message) -> bool:
-        return part.get("type") in (self.medium.name, f"{self.medium.name}_url")
+        return part.get("type") == self.medium.name
 
     def _holds_medium(self, message: Message) -> bool:
-        in_parts = any(self._is_medium(part) for part in _parts(message))
+        in_parts = any(self._is_medium(part) for part in parts_of(message))
         return in_parts or self.medium.token in _text_of(message)
 
     def _with_media(self, messages: Sequence[Message]) -> list[Message]:
@@ -118,7 +145,7 @@ class _Writer:
         first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
         media = [{"type": self.medium.name}] * self.n_media
         return [
-            {**message, "content": media + _parts(message)} if i == first else message
+            {**message, "content": media + parts_of(message)} if i == first else message
             for i, message in enumerate(messages)
         ]
 
@@ -127,7 +154,7 @@ class _Writer:
         # content as one text, so the placeholders are written into it.
         places_media = self.medium.name in str(self._template)
         contents = [
-            _parts(message) if places_media else self._flat(message) for message in messages
+            parts_of(message) if places_media else self._flat(message) for message in messages
         ]
         chat = [{**m, "content": content} for m, content in zip(messages, contents, strict=True)]
         owner = self.processor
@@ -137,11 +164,17 @@ class _Writer:
         return owner.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
 
     def _flat(self, message: Message) -> str:
-        n_media = sum(self._is_medium(part) for part in _parts(message))
+        n_media = sum(self._is_medium(part) for part in parts_of(message))
         return self.medium.token * n_media + "\n" * bool(n_media) + _text_of(message)
 
 
-def _check_messages(messages: Any, sample: int) -> None:
+def check_messages(messages: Any, sample: int) -> None:
+    """Refuse what are no chat messages.
+
+    Raises:
+        TypeError: They are none.
+        ValueError: A message lacks a key, or they hold no text.
+    """
     if not _is_list_of_dicts(messages):
         raise TypeError(
             f"sample {sample}: expected the prompt as a str or a list of chat messages (dicts), "
@@ -158,6 +191,7 @@ def _check_messages(messages: Any, sample: int) -> None:
                 f"sample {sample}: expected a chat message's content as a str or a list of parts "
                 f"(dicts), got {message['content']!r}"
             )
+        check_text(_text_of(message), what=f"sample {sample}: a message")
     if not any(_text_of(message).strip() for message in messages):
         raise ValueError(f"sample {sample}: the prompt is empty: its messages hold no text")
 
@@ -166,10 +200,5 @@ def _is_list_of_dicts(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
 
 
-def _parts(message: Message) -> list[Message]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
 def _text_of(message: Message) -> str:
-    return "".join(part.get("text", "") for part in _parts(message))
+    return "".join(part.get("text", "") for part in parts_of(message))

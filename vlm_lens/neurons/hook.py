@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.hooks.heads import HEAD_SITES, PATTERN_SITES, flat_heads
-from vlm_lens.neurons.checks import check_range, kind_of
+from vlm_lens.neurons.checks import check_range
+from vlm_lens.neurons.where import Where, check_where, mask_of
 
 Edit = Callable[[Float[Tensor, "*positions k"]], Float[Tensor, "*positions k"]]
 """Maps the activations of the ``k`` chosen neurons to their new values, shape and dtype kept."""
-
-Where = Bool[Tensor, "batch pos"] | Bool[Tensor, " pos"] | None
-"""The positions to edit, True = edit; None = all."""
 
 
 def kept_on_devices(tensor: Tensor) -> Callable[..., Tensor]:
@@ -74,33 +72,29 @@ class NeuronHook:
         generated: bool = True,
     ) -> None:
         _check_has_neurons(name)
-        _check_where(where, generated)
+        check_where(where, generated)
         self.name, self._size, self._edit, self._generated = name, size, edit, generated
         self._count, self._largest = len(indices), max(indices)
         self._index = kept_on_devices(torch.tensor(indices))
         self._where = None if where is None else kept_on_devices(where)
-        self._where_shape = [] if where is None else list(where.shape)
 
     def __call__(
         self,
         tensor: Float[Tensor, "*shape"],
-        hook: HookPoint | None = None,  # noqa: ARG002 - TransformerLens passes it by keyword
+        hook: HookPoint | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Returns ``tensor`` (in one of the shapes above) with the neurons edited."""
         self._check_shape(tensor)
         flat = flat_heads(self.name, tensor)
         self._check_neurons(flat)
-        where = self._where
-        if where is not None and not self._is_prompt(flat, self._where_shape):
-            if not self._generated:
-                return tensor
-            where = None
         index = self._index(flat.device, torch.long)
         old = flat[..., index]
         new = self._edit(old)
-        if where is not None:
-            mask = where(flat.device, torch.bool).reshape(*flat.shape[:-1], 1)
-            new = torch.where(mask, new, old)
+        if self._where is not None:
+            where = self._where(flat.device, torch.bool)
+            step = getattr(hook, "step", None)
+            mask = mask_of(where, self._generated, flat.shape[:-1], step, name=self.name)
+            new = torch.where(mask[..., None], new, old)
         return flat.index_copy(-1, index, new).view(tensor.shape)
 
     def __repr__(self) -> str:
@@ -127,22 +121,6 @@ class NeuronHook:
                 "come from another model: rebuild them with this one."
             )
 
-    def _is_prompt(self, tensor: Tensor, where: list[int]) -> bool:
-        """Whether a mask of shape ``where`` covers the tensor, or else it is a later position."""
-        shape = list(tensor.shape[:-1])
-        if len(shape) == 1 and where[:-1] == [1]:
-            where = where[1:]  # [pos, d] activations are those of a batch of one
-        if shape == where:
-            return True
-        if shape == [*where[:-1], 1]:
-            return False
-        raise ValueError(
-            f"where has shape {tuple(where)} but the activations at {self.name!r} have shape "
-            f"{tuple(tensor.shape)}: expected {(*where, 'd')} for the whole prompt or, while "
-            f"generating with a key-value cache, {(*where[:-1], 1, 'd')} for one new position. "
-            "Build where for this component and batch, and generate with use_cache=True."
-        )
-
 
 def _check_has_neurons(name: str) -> None:
     if name.endswith(PATTERN_SITES):
@@ -150,17 +128,4 @@ def _check_has_neurons(name: str) -> None:
             f"{name!r} has no neurons: attention scores and patterns are [batch, head, query, "
             "key], so that their last dimension is positions. Choose neurons of 'attn.hook_q', "
             "'attn.hook_k', 'attn.hook_v' or 'attn.hook_z', or write a hook function."
-        )
-
-
-def _check_where(where: object, generated: bool) -> None:
-    if where is None and not generated:
-        raise ValueError(
-            "generated=False needs where: without it the prompt cannot be told from a generated "
-            "position. Pass where=torch.ones(batch, pos, dtype=torch.bool) to edit the prompt only."
-        )
-    if where is not None and not (isinstance(where, Tensor) and where.dtype == torch.bool):
-        raise TypeError(
-            f"where must be a boolean tensor [batch, pos], got {kind_of(where)}. Pass a mask such "
-            'as inputs.positions_mask("image"), or tensor.bool().'
         )

@@ -14,7 +14,8 @@ from transformer_lens import ActivationCache
 from vlm_lens import cache as caches
 from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.neurons.checks import finite_number
-from vlm_lens.neurons.hook import Edit, NeuronHook, Where, kept_on_devices
+from vlm_lens.neurons.hook import Edit, NeuronHook, kept_on_devices
+from vlm_lens.neurons.where import Where
 
 ForwardHooks = list[tuple[str | Callable, Callable]]
 """(hook name, hook function) pairs, typed as TransformerLens' ``fwd_hooks``."""
@@ -49,7 +50,8 @@ class Interventions:
             where: The positions to touch, in the shape of the activations' batch and position
                 dimensions (image patches in a vision encoder). None = everywhere.
             generated: Whether positions generated after the prompt are touched as well; False needs
-                ``where``. In generation ``where`` covers the prompt, of more than one position.
+                ``where``. In generation ``where`` covers the prompt: beams and several sequences
+                of a prompt share its row, and a chunk of the prompt gets its part.
 
         Returns:
             (hook name, hook function) pairs for ``fwd_hooks``, one per hook point.
