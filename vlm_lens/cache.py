@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,8 @@ class ActivationCache(StreamCache):
         model: The `HookedVLM` they are from.
         has_batch_dim: Whether activations have the batch dimension.
         token_maps: One `TokenMap` for each sample; without them there are no token types.
-        owners: What is known of rows and positions: which are real, and of which sample.
+        owners: What is known of rows and positions (which are real, and of which sample), or what
+            finds that out when it is asked for.
     """
 
     cache_dict: Any
@@ -59,12 +61,17 @@ class ActivationCache(StreamCache):
         *,
         has_batch_dim: bool = True,
         token_maps: Sequence[TokenMap] | None = None,
-        owners: PositionOwners | None = None,
+        owners: PositionOwners | Callable[[], PositionOwners | None] | None = None,
     ) -> None:
         found: Any = cache_dict if isinstance(cache_dict, Activations) else Activations(cache_dict)
         super().__init__(found, model, has_batch_dim=has_batch_dim)
         self.token_maps = list(token_maps) if token_maps is not None else None
-        self._owners = owners
+        self._given_owners = owners
+
+    @cached_property
+    def _owners(self) -> PositionOwners | None:
+        given = self._given_owners
+        return given if given is None or isinstance(given, PositionOwners) else given()
 
     def __getitem__(self, key: Any) -> Tensor:
         name = key if isinstance(key, str) and key in self.cache_dict else self._full_name(key)

@@ -171,11 +171,12 @@ class ModelInputs(LensSwitches):
             arguments: Keyword arguments of the model's forward.
             mask: What is known of the padding.
         """
-        tokens, pad = arguments.get("input_ids"), self._pad_token()
+        tokens = arguments.get("input_ids")
         # What follows a key-value cache may start with anything.
         if tokens is None or {"attention_mask", "past_key_values"} & arguments.keys():
             return arguments
         if mask is None:
+            pad = self._pad_token()
             mask = torch.ones_like(tokens) if pad is None else pad.mask(tokens)
         found = {} if mask.all() else {"attention_mask": mask}
         if getattr(self.hf_model.config.get_text_config(), "use_bidirectional_attention", False):
@@ -188,8 +189,11 @@ class ModelInputs(LensSwitches):
 
         In front of them may be a start token that is the pad token, too, as in T5.
         """
-        tokens, pad = arguments.get("decoder_input_ids"), self._pad_token()
-        if tokens is None or pad is None or "decoder_attention_mask" in arguments:
+        tokens = arguments.get("decoder_input_ids")
+        if tokens is None or "decoder_attention_mask" in arguments:
+            return arguments
+        pad = self._pad_token()
+        if pad is None:
             return arguments
         mask = pad.mask(tokens).flip(1).cummax(1).values.flip(1)
         return arguments if mask.all() else {**arguments, "decoder_attention_mask": mask}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from transformer_lens.utilities import Slice
 
 from vlm_lens.hooks import Tap
 from vlm_lens.inputs import TokenMap
-from vlm_lens.inputs.owners import PositionOwners
+from vlm_lens.inputs.owners import READ, PositionOwners
 
 
 @contextmanager
@@ -41,10 +41,11 @@ def owners_of_run(
     kept: Iterable[str],
     token_maps: Sequence[TokenMap] | None,
     *,
-    real: Tensor | None = None,
     positions: Slice | None = None,
-) -> PositionOwners | None:
-    """What is known of the rows of what was kept, while its hooks are still set.
+) -> Callable[[], PositionOwners | None]:
+    """What finds out whose the rows are of what was kept; made while its hooks are still set.
+
+    A run must not wait for a device to hand masks over that no one may ask for.
 
     Args:
         hf_model: The model.
@@ -52,21 +53,36 @@ def owners_of_run(
         taps: Hook points by name.
         kept: The names of the activations that were kept.
         token_maps: One map for each sample, if the model was run on what `prepare` returns.
-        real: See `PositionOwners.of_run`.
         positions: Which positions of the sequences were kept; None for all.
 
     Returns:
-        None if the forward got neither tokens nor embeddings.
+        A call that gives None if the forward got neither tokens nor embeddings.
     """
+    layouts = {name: taps[name].patch_rows for name in kept if name in taps}
+    return partial(
+        _owners,
+        {name: arguments[name] for name in READ if arguments.get(name) is not None},
+        token_maps,
+        {name: rows.index for name, rows in layouts.items() if rows is not None},
+        getattr(hf_model.config, "num_query_tokens", None),
+        (lambda mask: mask) if positions is None else partial(positions.apply, dim=1),
+    )
+
+
+def _owners(
+    arguments: Mapping[str, Any],
+    token_maps: Sequence[TokenMap] | None,
+    index: Mapping[str, Tensor],
+    n_queries: int | None,
+    cut: Callable[[Tensor], Tensor],
+) -> PositionOwners | None:
     if not {"input_ids", "inputs_embeds"} & arguments.keys():
         return None
-    layouts = {name: taps[name].patch_rows for name in kept if name in taps}
-    shown = {name: rows.index >= 0 for name, rows in layouts.items() if rows is not None}
+    shown = {name: (rows >= 0).cpu() for name, rows in index.items()}
     return PositionOwners.of_run(
         arguments,
         token_maps,
-        real=real,
-        patches={name: real.cpu() for name, real in shown.items() if not real.all()},
-        n_queries=getattr(hf_model.config, "num_query_tokens", None),
-        cut=(lambda mask: mask) if positions is None else partial(positions.apply, dim=1),
+        patches={name: real for name, real in shown.items() if not real.all()},
+        n_queries=n_queries,
+        cut=cut,
     )

@@ -28,6 +28,13 @@ Owners = Int[Tensor, "row pos"]
 Mask = Bool[Tensor, "_row _pos"]
 Rows = Int[Tensor, " _row"]
 
+READ = (
+    *("input_ids", "attention_mask", "inputs_embeds", "decoder_input_ids"),
+    *("decoder_attention_mask", "qformer_attention_mask", "feature_attention_mask"),
+    *("aspect_ratio_ids", "aspect_ratio_mask"),
+)
+"""The arguments of a forward that say whose its rows and positions are."""
+
 _PARTS = ("vision_encoder", "audio_encoder", "qformer", "projector", "encoder", "decoder")
 _READ = ("cross_attn.hook_k", "cross_attn.hook_v")
 
@@ -110,7 +117,7 @@ class PositionOwners:
         """What a forward's arguments say.
 
         Args:
-            arguments: Keyword arguments of the model's forward; its masks are read.
+            arguments: Keyword arguments of the model's forward, of which those in `READ` are read.
             token_maps: One map for each sample. Without them it is not known whose the pictures of
                 several samples are.
             real: The positions of the sequence that predicts, that of the decoder if there is one,
