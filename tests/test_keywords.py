@@ -106,3 +106,15 @@ def test_labels_give_hugging_faces_loss(llava: Tiny):
     assert torch.equal(llava.model(**inputs, labels=labels, return_type="both")[1], expected)
     with pytest.raises(ValueError, match="leave out loss_per_token=True"):
         llava.model(inputs, "loss", labels=labels, loss_per_token=True)
+
+
+@pytest.mark.parametrize("option", [{"prepend_bos": True}, {"padding_side": "right"}])
+def test_how_texts_become_tokens_is_refused_where_there_are_tokens(llava: Tiny, option: Any):
+    model, inputs = llava.model, llava.inputs("text")
+    for given in (inputs, dict(inputs), inputs["input_ids"], inputs["input_ids"].tolist()):
+        with pytest.raises(TypeError, match=f"raw text with {next(iter(option))}="):
+            model(given, **option)
+    with pytest.raises(TypeError, match="raw text with"):
+        model(**inputs, **option)
+    assert torch.equal(model(inputs, prepend_bos=False), model(inputs))
+    model("red", **option)

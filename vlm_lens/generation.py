@@ -28,7 +28,7 @@ from vlm_lens.inputs import Inputs, TokenMap
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.keywords import of_forward
-from vlm_lens.model_inputs import ModelInput, ModelInputs
+from vlm_lens.model_inputs import ModelInput, ModelInputs, is_text
 from vlm_lens.partial_runs import text_of
 from vlm_lens.run_rows import owners_of_run
 
@@ -216,7 +216,8 @@ class Generation(ModelInputs):
         read = set(of_forward(self.hf_model, self._text_parts)) - vars(GenerationConfig()).keys()
         options = {name: value for name, value in kwargs.items() if name not in read}
         passed = {name: value for name, value in kwargs.items() if name in read}
-        arguments = self._arguments(given, prepend_bos, passed, padding_side="left")
+        side = "left" if is_text(given) else None  # nothing comes between prompts and answers
+        arguments = self._arguments(given, prepend_bos, passed, side)
         if not {"input_ids", "inputs_embeds"} & arguments.keys():
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
         for name in ("decoder_input_ids", "decoder_attention_mask"):

@@ -129,7 +129,7 @@ class ModelInputs(LensSwitches):
                     "Expected an input: what model.prepare() returns, text, tokens, or what a "
                     "processor returns as keywords, model(**processor(...))."
                 )
-            arguments = self._hf_inputs(kwargs, prepend_bos)
+            arguments = self._hf_inputs(kwargs, prepend_bos, padding_side)
         elif kwargs.get("input_ids") is not None:
             raise TypeError("Expected an input or input_ids, got both: leave one of them out.")
         else:
@@ -147,9 +147,10 @@ class ModelInputs(LensSwitches):
         """
         if isinstance(given, list) and given and not isinstance(given[0], str):
             given = _as_tokens(given)
-        if isinstance(given, str) or (isinstance(given, list) and given):
+        if is_text(given):
             tokens, mask = self._tokenize(given, prepend_bos, padding_side, truncate=False)
             return self._with_mask({"input_ids": tokens}, mask)
+        _refuse_of_text(prepend_bos, padding_side)
         if isinstance(given, Inputs):
             return dict(given.to(self.cfg.device))
         if isinstance(given, Mapping):
@@ -239,6 +240,33 @@ class ModelInputs(LensSwitches):
                     f"Expected token ids from 0 to {n - 1} in {name}, got {wrong[:5]}: they come "
                     "from another tokenizer, or the embedding was not resized."
                 )
+
+
+def is_text(given: Any) -> bool:
+    """Whether a model's input is raw text, or a list of texts.
+
+    Example:
+        >>> is_text(["what color"]), is_text([1, 5, 7])
+        (True, False)
+    """
+    return isinstance(given, str) or (
+        isinstance(given, list) and bool(given) and isinstance(given[0], str)
+    )
+
+
+def _refuse_of_text(prepend_bos: bool | None, padding_side: str | None) -> None:
+    """Refuse what says how texts become tokens where there are tokens already.
+
+    That nothing is put in front of them is true anyway.
+    """
+    given = {"prepend_bos": prepend_bos or None, "padding_side": padding_side}
+    for name, value in given.items():
+        if value is not None:
+            raise TypeError(
+                f"Expected raw text with {name}={value!r}, which says how texts become tokens, got "
+                f"tokens or what prepare made: leave it out, or pass model.to_tokens(..., {name}="
+                f"{value!r})."
+            )
 
 
 def _as_tokens(rows: list[Any]) -> Int[Tensor, ...]:
