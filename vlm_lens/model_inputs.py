@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -242,7 +242,7 @@ class ModelInputs(LensSwitches):
                 )
 
 
-def is_text(given: Any) -> bool:
+def is_text(given: Any) -> TypeGuard[str | list[str]]:
     """Whether a model's input is raw text, or a list of texts.
 
     Example:
