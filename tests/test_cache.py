@@ -124,6 +124,7 @@ def test_gradients_of_patterns_need_no_filter(llava: Tiny):
     assert everything[f"{name}_grad"].abs().max() > 0
     assert torch.equal(loss, llava.model(inputs, return_type="loss"))
     assert f"{name}_grad" not in everything.sizes
+    llava.hf.zero_grad()
 
 
 def test_computed_patterns_show_the_intervention_they_were_made_under(llava: Tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -247,6 +248,17 @@ def test_one_copy_for_query_key_and_value(family: tuple[HookedVLM, Any]):
 def llama() -> Tiny:
     """With as many keys as queries, as the tools ask for."""
     return build_tiny("clip-llama")
+
+
+def test_a_copy_has_the_same_points(llama: Tiny):
+    llama.model.set_use_attn_result(True)
+    copied = copy.deepcopy(llama.model)
+    assert list(copied.hook_dict) == list(llama.model.hook_dict)
+    assert copied.cfg.use_attn_result
+    assert not copied.cfg.use_hook_mlp_in
+    copied.set_use_attn_result(False)
+    assert not points(copied)
+    assert points(llama.model)
 
 
 def test_both_of_transformer_lens_names_are_known(llama: Tiny):

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from vlm_lens.config import HookedVLMConfig
+from vlm_lens.hooks.names import SWITCH_OF
 from vlm_lens.lens_circuits import LensCircuits
 
 
@@ -69,17 +71,23 @@ class LensSwitches(LensCircuits):
         """Add a switch's hook points to the language model's blocks, or take them away."""
         if bool(on) == getattr(self.cfg, switch):
             return
-        found: dict[tuple[nn.Module, str], Any] = {}
-        for block in self._text_blocks:
-            found |= block.switched_taps(switch)
-        for (component, name), tap in found.items():
-            if on:
-                component.add_module(name, tap)
-            else:
-                getattr(component, name).remove_hooks("both", including_permanent=True)
-                delattr(component, name)
-        self.setup()
-        setattr(self.cfg, switch, bool(on))
+        with self._turns:
+            found: dict[tuple[nn.Module, str], Any] = {}
+            for block in self._text_blocks:
+                found |= block.switched_taps(switch)
+            for (component, name), tap in found.items():
+                if on:
+                    component.add_module(name, tap)
+                else:
+                    getattr(component, name).remove_hooks("both", including_permanent=True)
+                    delattr(component, name)
+            self.setup()
+            setattr(self.cfg, switch, bool(on))
+
+    def _switch_as(self, cfg: HookedVLMConfig) -> None:
+        """Have the hook points that another model of this kind has."""
+        for switch in sorted(set(SWITCH_OF.values())):
+            self._switch(switch, getattr(cfg, switch))
 
     @property
     def _text_blocks(self) -> list[Any]:

@@ -149,6 +149,7 @@ class HookedVLM(Generation):
             )
         made = HookedVLM(copy.deepcopy(self.hf_model, memo), processor=self.processor)
         made.cfg.default_prepend_bos = self.cfg.default_prepend_bos
+        made._switch_as(self.cfg)
         return made
 
     @classmethod
