@@ -98,6 +98,15 @@ def test_one_input_is_needed_and_no_two(llava: Tiny):
         llava.model(inputs, input_ids=inputs.input_ids)
 
 
+@pytest.mark.parametrize("option", [{"padding_side": "right"}, {"prepend_bos": True}])
+def test_options_for_raw_text_are_refused_where_there_is_none(llava: Tiny, option: dict):
+    model, inputs = llava.model, llava.inputs("text")
+    for given in (inputs, inputs.input_ids, dict(inputs)):
+        with pytest.raises(TypeError, match=f"{next(iter(option))}=.* is for raw text"):
+            model(given, **option)
+    assert model("red", **option).shape[1] == 2
+
+
 def test_labels_give_hugging_faces_loss(llava: Tiny):
     inputs = llava.inputs("text")
     labels = inputs.input_ids.masked_fill(inputs.input_ids == 5, -100)

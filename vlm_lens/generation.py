@@ -216,7 +216,8 @@ class Generation(ModelInputs):
         read = set(of_forward(self.hf_model, self._text_parts)) - vars(GenerationConfig()).keys()
         options = {name: value for name, value in kwargs.items() if name not in read}
         passed = {name: value for name, value in kwargs.items() if name in read}
-        arguments = self._arguments(given, prepend_bos, passed, padding_side="left")
+        side = "left" if _is_raw_text(given) else None
+        arguments = self._arguments(given, prepend_bos, passed, padding_side=side)
         if not {"input_ids", "inputs_embeds"} & arguments.keys():
             raise ValueError(f"Expected input_ids to generate from, got {sorted(arguments)}.")
         for name in ("decoder_input_ids", "decoder_attention_mask"):
@@ -237,7 +238,7 @@ class Generation(ModelInputs):
         if tokens is None:
             return arguments
         told = "attention_mask" in {*passed, *(given if isinstance(given, Mapping) else ())}
-        if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], str)):
+        if _is_raw_text(given):
             mask = torch.ones_like(tokens) if mask is None else mask
         elif mask is not None and not told:
             pad = self._pad_token()
@@ -389,11 +390,14 @@ class Generation(ModelInputs):
         ]
 
 
+def _is_raw_text(given: Any) -> bool:
+    return isinstance(given[0] if isinstance(given, list) and given else given, str)
+
+
 def _is_text(given: Any, return_type: ReturnType) -> bool:
     """Whether a text is to be returned; with the prompt, if a text or a prepared one came in."""
     if return_type == "input":
-        is_ids = isinstance(given, list) and not isinstance(given[0], str)
-        return isinstance(given, Inputs | str | list) and not is_ids
+        return isinstance(given, Inputs) or _is_raw_text(given)
     return return_type == "str"
 
 

@@ -129,7 +129,7 @@ class ModelInputs(LensSwitches):
                     "Expected an input: what model.prepare() returns, text, tokens, or what a "
                     "processor returns as keywords, model(**processor(...))."
                 )
-            arguments = self._hf_inputs(kwargs, prepend_bos)
+            arguments = self._hf_inputs(kwargs, prepend_bos, padding_side)
         elif kwargs.get("input_ids") is not None:
             raise TypeError("Expected an input or input_ids, got both: leave one of them out.")
         else:
@@ -150,6 +150,12 @@ class ModelInputs(LensSwitches):
         if isinstance(given, str) or (isinstance(given, list) and given):
             tokens, mask = self._tokenize(given, prepend_bos, padding_side, truncate=False)
             return self._with_mask({"input_ids": tokens}, mask)
+        for name, asked in (("prepend_bos", prepend_bos), ("padding_side", padding_side)):
+            if asked:
+                raise TypeError(
+                    f"{name}={asked!r} is for raw text, and would do nothing to "
+                    f"{type(given).__name__}: leave it out, or pass text."
+                )
         if isinstance(given, Inputs):
             return dict(given.to(self.cfg.device))
         if isinstance(given, Mapping):
