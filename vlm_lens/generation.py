@@ -238,7 +238,7 @@ class Generation(ModelInputs):
         if tokens is None:
             return arguments
         told = "attention_mask" in {*passed, *(given if isinstance(given, Mapping) else ())}
-        if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], str)):
+        if is_text(given):
             mask = torch.ones_like(tokens) if mask is None else mask
         elif mask is not None and not told:
             pad = self._pad_token()
@@ -393,8 +393,7 @@ class Generation(ModelInputs):
 def _is_text(given: Any, return_type: ReturnType) -> bool:
     """Whether a text is to be returned; with the prompt, if a text or a prepared one came in."""
     if return_type == "input":
-        is_ids = isinstance(given, list) and not isinstance(given[0], str)
-        return isinstance(given, Inputs | str | list) and not is_ids
+        return isinstance(given, Inputs) or is_text(given)
     return return_type == "str"
 
 

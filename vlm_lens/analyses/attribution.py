@@ -19,7 +19,8 @@ from vlm_lens.analyses.logit_effect import MLP_NEURONS, LogitEffect, chosen_toke
 from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.hooks.names import NamesFilter
-from vlm_lens.model import HookedVLM, ModelInput
+from vlm_lens.model import HookedVLM
+from vlm_lens.model_inputs import ModelInput
 
 
 class FirstOrderEffect(LogitEffect):

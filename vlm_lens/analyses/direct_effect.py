@@ -25,7 +25,8 @@ from torch import Tensor
 
 from vlm_lens.analyses.logit_effect import LogitEffect, chosen_token
 from vlm_lens.cache_stream import names_of_neuron_outputs
-from vlm_lens.model import HookedVLM, ModelInput
+from vlm_lens.model import HookedVLM
+from vlm_lens.model_inputs import ModelInput
 
 
 @dataclass(frozen=True, eq=False, repr=False)
