@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -351,6 +352,18 @@ def test_verify_finds_weights_that_the_model_does_not_run_with():
         VerificationError, match=r"blocks\.1\.mlp\.W_out: the model did not compute"
     ):
         tiny.model.verify(tiny.inputs("image"))
+
+
+def test_an_adapter_from_a_folder(tmp_path: Path):
+    trained, tiny = build_tiny("clip-llama"), build_tiny("clip-llama")
+    add_lora(trained.hf)
+    trained.hf.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds an adapter.*load_adapter"):
+        HookedVLM.from_pretrained(tmp_path)
+    tiny.hf.load_adapter(str(tmp_path))
+    tiny.hf.eval()
+    assert torch.equal(tiny.model.W_out, trained.model.W_out)
+    tiny.model.verify(tiny.inputs("image"))
 
 
 @pytest.mark.parametrize("change", [add_lora, lambda hf: hf.lm_head.weight.data.mul_(2)])

@@ -101,6 +101,11 @@ def _checked(name: str | Path) -> str:
             f"Expected the folder of a model, but {str(name)!r} is a file: name the folder that "
             "it is in."
         )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"Expected a model in the folder {str(name)!r}, but it holds an adapter: load the "
+            f"model that it is for, then call model.hf_model.load_adapter({str(name)!r})."
+        )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"Expected a model in the folder {str(name)!r}, but there is no config.json in it: "
