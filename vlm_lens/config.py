@@ -155,7 +155,7 @@ def input_device(hf_model: Any, weight: torch.Tensor) -> str:
         >>> input_device(nn.Linear(2, 2), torch.zeros(2, 2))
         'cpu'
     """
-    device_map = getattr(hf_model, "hf_device_map", None)
+    device_map = vars(hf_model).get("hf_device_map")
     if device_map is None or not weight.is_meta:
         return str(weight.device)
     devices = [device for device in device_map.values() if device not in _STORES]

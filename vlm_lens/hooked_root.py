@@ -108,6 +108,7 @@ class TapRoot(HookedRootModule):
                 of a name, or all that a glob or a predicate matches.
         """
         refuse_unknown("hooks", unknown, keywords_of(type(self).hooks))
+        fwd_hooks = _pairs(fwd_hooks, "fwd_hooks")
         wanted = self._resolve(fwd_hooks, bwd_hooks)
         asked = [part for name, _ in fwd_hooks for part in self._asked(name)]
         with self._set_and_watch(wanted, asked, reset_hooks_end, clear_contexts):
@@ -133,13 +134,15 @@ class TapRoot(HookedRootModule):
 
     def _resolve(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> list[HooksToSet]:
         wanted: list[HooksToSet] = []
+        checked: set[int] = set()  # one function is often set at every point
         directions: tuple[tuple[Hooks, Direction], ...] = ((fwd_hooks, "fwd"), (bwd_hooks, "bwd"))
         for hooks, direction in directions:
             for name, hook in _pairs(hooks, f"{direction}_hooks"):
                 taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
-                check_hook(
-                    hook, name if isinstance(name, str) else next((tap.name for tap in taps), None)
-                )
+                if id(hook) not in checked:
+                    first = next((tap.name for tap in taps), None)
+                    check_hook(hook, name if isinstance(name, str) else first)
+                    checked.add(id(hook))
                 wanted.append((taps, hook, direction))
         return wanted
 

@@ -233,6 +233,7 @@ class Running(Generation):
         positions = None if pos_slice is None else Slice.unwrap(pos_slice)
         deferred: dict[str, Callable[[], Tensor]] = {}
         with ExitStack() as stack:
+            stack.enter_context(self._turns)
             if everything and not incl_bwd:
                 deferred = stack.enter_context(remember_attention(self._attention))
             wanted = self._resolve(fwd, bwd)

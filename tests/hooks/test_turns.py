@@ -44,6 +44,7 @@ def test_each_thread_gets_its_own_activations(llava: Tiny):
         logits = [model(one) for one in inputs]
         edited = [model.run_with_hooks(one, fwd_hooks=[(NAME, zero)]) for one in inputs]
         answers = [model.generate(one, max_new_tokens=2) for one in inputs]
+        patterns = [model.run_with_cache(one)[1]["pattern", 1] for one in inputs]
 
     @torch.no_grad()
     def work(i: int) -> None:
@@ -51,6 +52,7 @@ def test_each_thread_gets_its_own_activations(llava: Tiny):
             _, cache = model.run_with_cache(inputs[i], names_filter=NAME)
             assert torch.equal(cache[NAME], kept[i])
             assert torch.equal(model(inputs[i]), logits[i])
+            assert torch.equal(model.run_with_cache(inputs[i])[1]["pattern", 1], patterns[i])
             hooked = model.run_with_hooks(inputs[i], fwd_hooks=[(NAME, zero)])
             assert torch.equal(hooked, edited[i])
             assert model.generate(inputs[i], max_new_tokens=2) == answers[i]

@@ -106,7 +106,10 @@ def resolve_names(names_filter: NamesFilter, names: Mapping[str, object]) -> lis
         >>> resolve_names("blocks.*.hook_mlp_out", points)
         ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']
     """
-    wanted = {name for part in matches_of(names_filter, names) for name in part}
+    parts = matches_of(names_filter, names)
+    if len(parts) == 1:  # which is in the model's order already
+        return parts[0]
+    wanted = {name for part in parts for name in part}
     return [name for name in names if name in wanted]
 
 
@@ -146,6 +149,8 @@ def matches_of(names_filter: NamesFilter, names: Mapping[str, object]) -> list[l
 
 
 def _resolve_one(name: str, names: Mapping[str, object]) -> list[str]:
+    if name in names:
+        return [name]
     name = canonical(name)
     if name in names:
         return [name]

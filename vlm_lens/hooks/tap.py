@@ -188,7 +188,7 @@ class Tap(HookPoint):
 
     def _follow_hooks(self) -> None:
         """Be in the model if there are hooks, else out of it."""
-        if self.has_hooks() == self.wired:
+        if bool(self.fwd_hooks or self.bwd_hooks) == (self._wired is not None):
             return
         if self._wired is None:
             self._wired = self._wire(self)
