@@ -157,6 +157,11 @@ def test_nothing_is_left_after_an_exception(llava: Tiny):
     assert torch.equal(llava.model(inputs), logits)
 
 
+def test_backward_starts_at_a_loss(llava: Tiny):
+    with pytest.raises(ValueError, match="incl_bwd or stop_at_layer, got both"):
+        llava.model.run_with_cache(llava.inputs("text"), stop_at_layer=1, incl_bwd=True)
+
+
 def test_a_loss_needs_the_tokens(llava: Tiny):
     inputs = llava.inputs("text")
     stream = llava.model(inputs, stop_at_layer=2)

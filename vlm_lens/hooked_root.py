@@ -39,6 +39,7 @@ class TapRoot(HookedRootModule):
     def __init__(self) -> None:
         super().__init__()
         self._n_runs = 0
+        self._step: Any = None  # a Step: which positions a run is of, for the taps to tell
         self._part = ""  # which layers the last run was of, where not of all
         self._turns = Turns()
         self._open_levels: set[int] = set()
@@ -59,7 +60,7 @@ class TapRoot(HookedRootModule):
         }
         self.mod_dict = dict(self.hook_dict)
         for name, tap in self.hook_dict.items():
-            tap.name = name
+            tap.name, tap.step = name, self._step
 
     @knows_its_keywords
     def add_hook(

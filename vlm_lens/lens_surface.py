@@ -141,7 +141,7 @@ class LensSurface(TapRoot):
     def _ids(self, text: str, prepend_bos: bool | None) -> list[int]:
         check_text(text)
         ids = self.tokenizer(text)["input_ids"]
-        warn_of_unknown_words(self.tokenizer, ids, text)
+        warn_of_unknown_words(self.tokenizer, [(ids, text)])
         if prepend_bos is None:
             if self.cfg.default_prepend_bos == self._tokenizer_prepends_bos():
                 return ids

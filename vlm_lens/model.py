@@ -77,10 +77,8 @@ class HookedVLM(Running):
         self.processor = processor
         self._add_components()
         self._read_tokenizer()
-        self.setup()
         self._step = Step(text_of(self).place)
-        for tap in self.hook_dict.values():
-            tap.step = self._step
+        self.setup()
         self._attention: dict[str, AttentionProbe] = {
             name: module.probe
             for name, module in self.named_modules()

@@ -228,18 +228,20 @@ class ModelInputs(LensSwitches):
         if tokens.numel() == 0:
             raise ValueError(f"Expected at least one token in {name}, got {list(tokens.shape)}.")
         n = self.hf_model.get_input_embeddings().weight.shape[0]
+        low, high = (int(end) for end in tokens.aminmax())
+        if low >= 0 and high < n:
+            return
         outside = (tokens < 0) | (tokens >= n)
-        if outside.any():
-            # Some families have no embedding for what stands for an image.
-            media = media_positions(arguments, self.cfg) if name == "input_ids" else {}
-            for places in media.values():
-                outside &= ~places
-            wrong = tokens[outside].unique().tolist()
-            if wrong:
-                raise ValueError(
-                    f"Expected token ids from 0 to {n - 1} in {name}, got {wrong[:5]}: they come "
-                    "from another tokenizer, or the embedding was not resized."
-                )
+        # Some families have no embedding for what stands for an image.
+        media = media_positions(arguments, self.cfg) if name == "input_ids" else {}
+        for places in media.values():
+            outside &= ~places
+        wrong = tokens[outside].unique().tolist()
+        if wrong:
+            raise ValueError(
+                f"Expected token ids from 0 to {n - 1} in {name}, got {wrong[:5]}: they come from "
+                "another tokenizer, or the embedding was not resized."
+            )
 
 
 def is_text(given: Any) -> TypeGuard[str | list[str]]:

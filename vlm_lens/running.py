@@ -222,6 +222,11 @@ class Running(Generation):
             What `forward` returns, and the cache.
         """
         self._refuse_unknown("run_with_cache", model_kwargs)
+        if incl_bwd and model_kwargs.get("stop_at_layer") is not None:
+            raise ValueError(
+                "Expected incl_bwd or stop_at_layer, got both: backward starts at the loss, which "
+                "a run that stops at a layer has not."
+            )
         everything = names_filter is None
         # Without a filter nothing in particular was asked for, so silence is no surprise.
         asked = [] if everything else self._asked(names_filter)

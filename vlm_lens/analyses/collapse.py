@@ -8,7 +8,7 @@ the result is checked by plain runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
 from vlm_lens.analyses.places import matrices_of
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
+from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.masking.examples import Batch, Target, make_batches
 from vlm_lens.masking.means import mean_activations
 from vlm_lens.masking.metrics import AGREEMENT, PERPLEXITY, Criterion
@@ -30,6 +31,21 @@ MOST = 5000
 """The largest set that is tried by default; ours. (CAN reports up to a few thousand neurons.)"""
 
 _CHECKED_BEHIND = 2
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Refuse options that no search for critical neurons has, before anything is computed.
+
+    Raises:
+        TypeError: There is no such option; the message lists the nearest.
+
+    Example:
+        >>> check_options(["row"])
+        Traceback (most recent call last):
+        TypeError: find_critical() got an unexpected keyword 'row'. Nearest: rows, probes.
+    """
+    known = {*keywords_of(find_critical), *keywords_of(SearchOptions)}
+    refuse_unknown("find_critical", options, known)
 
 
 def find_critical(
@@ -71,6 +87,7 @@ def find_critical(
         ValueError: Nothing is ranked, `max_k` is less than 1, or there are no samples.
         TypeError: There is no such option.
     """
+    check_options(options)
     settings = SearchOptions(max_new_tokens=max_new_tokens, **options)
     chosen = best(ranking, max_k=max_k)
     if not len(chosen):

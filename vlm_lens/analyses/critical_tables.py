@@ -189,8 +189,8 @@ def by_category(
     if not categories:
         raise ValueError("expected samples with a category, got none: set Sample.category")
     every = [sample for sample in samples if sample.category is not None]
-    score = score or partial(can.score, **_answering(options))
     searches = Searches(model, every, options)
+    score = score or partial(can.score, **_answering(options))
     if len(categories) > 1:
         searches.add("all categories", score(model, every))
     for category, members in categories.items():
@@ -240,13 +240,13 @@ def against_baselines(
         ['CAN', 'activation only', 'gradient only', 'random, seed 0']
     """
     _check_known("baselines", baselines, BASELINES)
+    searches = Searches(model, samples, options)
     score = _scoring_like(ranking, options)
     ingredients = {
         label: score(model, samples, **exponents)
         for label, exponents in _INGREDIENTS.items()
         if label in baselines
     }
-    searches = Searches(model, samples, options)
     searches.add(_label(ranking, options), ranking)
     for label, scores in ingredients.items():
         searches.add(label, scores)

@@ -27,6 +27,7 @@ from vlm_lens.analyses.miner_tasks import (
     measure,
     standard_error,
 )
+from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.results import provenance
@@ -129,6 +130,7 @@ def masking_curve(
         >>> curve.table().columns.tolist()[2:6]
         ['clean', 'text', 'text (random)', 'special']
     """
+    refuse_unknown("masking_curve", options, [*keywords_of(masking_curve), *keywords_of(measure)])
     if strategy == "random":
         raise ValueError("random neurons are the control here: choose another strategy")
     wanted = [*scores.occurring, ALL] if modalities is None else list(modalities)

@@ -23,6 +23,7 @@ from vlm_lens.analyses.miner_tasks import (
     control_of,
     measure,
 )
+from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.results import provenance
@@ -101,6 +102,7 @@ def specificity(
         >>> float(found.matrix("clean").loc["text", "image"])
         1.0
     """
+    refuse_unknown("specificity", options, [*keywords_of(specificity), *keywords_of(measure)])
     if not selected or not seeds:
         raise ValueError(
             f"expected at least one set of neurons and one seed, got {len(selected)} and "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lens.analyses import can
-from vlm_lens.analyses.collapse import best
+from vlm_lens.analyses.collapse import best, check_options
 from vlm_lens.analyses.comparison import compared_at
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.scores import NeuronScores
@@ -28,11 +28,15 @@ class Searches:
         model: The model, unless a search is about another.
         samples: What it is measured on, unless a search is about others.
         options: Of `can.find_critical`. With a checkpoint, each search has a folder inside it.
+
+    Raises:
+        TypeError: There is no such option.
     """
 
     def __init__(
         self, model: HookedVLM, samples: Sequence[Sample], options: dict[str, Any]
     ) -> None:
+        check_options(options)
         self._model, self._samples, self._options = model, samples, dict(options)
         self.results: dict[str, CriticalNeurons] = {}
 

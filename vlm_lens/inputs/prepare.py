@@ -124,6 +124,10 @@ pixel_values [1, 3, 224, 224], on cpu)
     encode_one = partial(_encode, processor, config, medium=medium, layout=layout)
     rows = [encode_one(entry, index=i, chat_template=chat_template) for i, entry in enumerate(raw)]
     samples = [sample for sample, _, _ in rows]
+    written = [
+        (s.ids, f"{text} {r.answer or ''}") for (s, _, text), r in zip(rows, raw, strict=True)
+    ]
+    warn_of_unknown_words(processor.tokenizer, written)
     pictures = [media for _, media, _ in rows] if medium.name == "image" else [[] for _ in rows]
     return Inputs(
         tensors={**collate(samples, processor), **_decoder_inputs(raw, processor, config)},
@@ -182,7 +186,6 @@ def _encode(
     answer = None if _is_encoder_decoder(config) else raw.answer
     sample = encode(processor, text, answer, media, layouts, medium=medium, index=index)
     check_length(sample, config, medium, index=index)
-    warn_of_unknown_words(processor.tokenizer, sample.ids, text, answer or "")
     return sample, media, text
 
 
@@ -252,6 +255,7 @@ def _decoder_inputs(raw: list[RawSample], processor: Any, config: Any) -> dict[s
         tokenizer(entry.answer, add_special_tokens=False)["input_ids"] if entry.answer else []
         for entry in raw
     ]
+    warn_of_unknown_words(tokenizer, zip(answers, [e.answer or "" for e in raw], strict=True))
     longest = max(map(len, answers))
     start, pad = text_config.decoder_start_token_id, text_config.pad_token_id
     ids = [[pad] * (longest - len(answer)) + [start, *answer] for answer in answers]

@@ -1,7 +1,7 @@
 """What a tokenizer can make of a text: no lone surrogates, and words that it knows."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -34,13 +34,12 @@ character: decode its source as UTF-8
         ) from None
 
 
-def warn_of_unknown_words(tokenizer: Any, ids: Sequence[int], *texts: str) -> None:
-    """Warn where tokens stand for words that the tokenizer does not know.
+def warn_of_unknown_words(tokenizer: Any, rows: Iterable[tuple[Sequence[int], str]]) -> None:
+    """Warn once where tokens stand for words that the tokenizer does not know.
 
     Args:
         tokenizer: The tokenizer.
-        ids: The tokens that it made.
-        *texts: The texts that it made them of.
+        rows: Tokens that it made, each with the text that it made them of.
 
     Warns:
         UnknownWordsWarning: There are such words; the message lists some.
@@ -49,13 +48,12 @@ def warn_of_unknown_words(tokenizer: Any, ids: Sequence[int], *texts: str) -> No
         >>> from vlm_lens import HookedVLM
         >>> tokenizer = HookedVLM.from_pretrained("shapes-llava").tokenizer
         >>> with warnings.catch_warnings(record=True) as caught:
-        ...     warn_of_unknown_words(tokenizer, tokenizer("a zebra")["input_ids"], "a zebra")
+        ...     warn_of_unknown_words(tokenizer, [(tokenizer("a zebra")["input_ids"], "a zebra")])
         >>> print(caught[0].message)
         The tokenizer does not know 1 word(s), and gives the model '<unk>' instead: 'zebra'.
     """
     unknown = tokenizer.unk_token_id
-    if unknown is None or unknown not in ids:
-        return
+    texts = [text for ids, text in rows if unknown is not None and unknown in ids]
     words = dict.fromkeys(word for text in texts for word in _unknown(tokenizer, text, unknown))
     if not words:
         return
