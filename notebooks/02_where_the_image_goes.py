@@ -69,7 +69,7 @@ neuron_over_image(
 
 # %%
 wide = load_samples(IMAGES)[5].images[0]
-wide_map = model.prepare(images=wide, text="what is this ?").token_map[0]
+wide_map = model.prepare(images=wide, text="how many objects ?").token_map[0]
 print(wide.size, "first patch:", wide_map.box(wide_map.positions("image")[0]))
 for x in (10, 160, 310):
     print(f"the pixel ({x}, 120) is shown by position", wide_map.position(x, 120))

@@ -51,6 +51,7 @@ _AT_ROOT = re.compile(r"blocks\.|ln_final\.|hook_")
 """Names of a decoder's activations without its prefix."""
 _OF_A_GATE = ("resid_mid", "mlp_out", "resid_post")
 
+_MODES = ("all", "mlp", "attn")
 _Key = tuple[str, int]
 Stack = Float[Tensor, "parts *batch_and_pos d_model"]
 
@@ -69,7 +70,15 @@ class StreamCache(transformer_lens.ActivationCache):
 
     def _up_to(self, layer: int | None) -> int:
         """How many layers are before a point of the stream; None and -1 stand for all."""
-        return self.model.cfg.n_layers if layer in (None, -1) else int(layer or 0)
+        n_layers = self.model.cfg.n_layers
+        if layer is None or layer == -1:
+            return n_layers
+        if not isinstance(layer, int) or not 0 <= layer <= n_layers:
+            raise ValueError(
+                f"Expected a layer from 0 to {n_layers}, or -1 or None for the end of the stream, "
+                f"got {layer!r}."
+            )
+        return layer
 
     def _full_name(self, key: Any) -> str:
         """The hook point that a key means; of an encoder with a decoder, the decoder's."""
@@ -189,6 +198,8 @@ class StreamCache(transformer_lens.ActivationCache):
         self, layer: int, mlp_input: bool, *, mode: str = "all", incl_embeds: bool = True
     ) -> dict[str, Tensor]:
         """What is added to the stream before a layer, or before its MLP, by label."""
+        if mode not in _MODES:
+            raise ValueError(f"Expected mode to be one of {', '.join(_MODES)}, got {mode!r}.")
         parts = {"embed": self["hook_embed"]} if incl_embeds else {}
         for index, block in enumerate(self._blocks[: layer + mlp_input]):
             for kind, name, upper, lower in self._added(index, block):

@@ -35,13 +35,13 @@ class TapRoot(HookedRootModule):
 
     hook_dict: dict[str, Tap]
     hf_model: Any
+    _turns: Turns
 
     def __init__(self) -> None:
         super().__init__()
         self._n_runs = 0
         self._step: Any = None  # a Step: which positions a run is of, for the taps to tell
         self._part = ""  # which layers the last run was of, where not of all
-        self._turns = Turns()
         self._open_levels: set[int] = set()
 
     @property
@@ -231,6 +231,8 @@ class TapRoot(HookedRootModule):
                 value = value.to(device=device, dtype=dtype)
             kept[name + suffix] = without_batch(name, value) if remove_batch_dim else value
 
+        vars(keep)["only_reads"] = True
+
         def keep_gradient(tensor: Tensor, hook: HookPoint) -> None:
             keep(tensor, hook, "_grad")
 
@@ -241,7 +243,8 @@ class TapRoot(HookedRootModule):
 
 def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
     """Hooks as a list of pairs, or one clear error."""
-    pairs = [] if isinstance(hooks, str | Mapping) else list(hooks)
+    listed = isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping)
+    pairs: list[Any] = list(hooks) if listed else []
     if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         return [(name, hook) for name, hook in pairs]
     if not pairs and not hooks:

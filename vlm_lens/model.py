@@ -25,6 +25,7 @@ from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import beneath, unwrapped
 from vlm_lens.hooks.attention import AttentionProbe
 from vlm_lens.hooks.step import Step
+from vlm_lens.hooks.turns import turns_of
 from vlm_lens.inputs import Inputs
 from vlm_lens.keywords import knows_its_keywords
 from vlm_lens.loading import load_model_and_processor
@@ -74,6 +75,7 @@ class HookedVLM(Running):
             type(hf_model).__name__, getattr(hf_model, "config", None)
         )
         self.hf_model = hf_model
+        self._turns = turns_of(hf_model)
         self.processor = processor
         self._add_components()
         self._read_tokenizer()
@@ -203,5 +205,5 @@ class HookedVLM(Running):
             Rows of attention patterns sum to one within ...
         """
         if inputs is None:
-            inputs = self.prepare(images=noise_image(), text="what is this ?")
+            inputs = self.prepare(images=noise_image(), text="what color is the circle ?")
         return verify(self, inputs)

@@ -65,7 +65,9 @@ class Running(Generation):
             start_at_layer: `input` is the residual stream before this layer; run it and those
                 after it. Where layers read more than the stream (the places of images in Qwen-VL,
                 Gemma 3, PaliGemma and Mllama), pass the prompt's inputs too:
-                ``model(stream, start_at_layer=2, **inputs)``.
+                ``model(stream, start_at_layer=2, **inputs)``. A stream does not say which of its
+                positions are padding: of a padded batch, pass `attention_mask`, as
+                `input_to_embed` returns it.
             **kwargs: Passed to the Hugging Face forward.
 
         Raises:

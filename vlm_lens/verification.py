@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.architectures.components import Component
 from vlm_lens.architectures.components.component import Projection
+from vlm_lens.hooks.adapters import beneath
 from vlm_lens.hooks.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _watched(model: HookedVLM) -> Iterator[_Weights]:
 
 def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:
     """What the configuration says otherwise than the residual stream and the logits are."""
-    cfg, words = model.cfg, model.unembed.hf_module.weight.shape[0]
+    cfg, words = model.cfg, beneath(model.unembed.hf_module).out_features
     pairs = {
         "cfg.dtype": (cfg.dtype, stream.dtype),
         "cfg.device": (str(cfg.device), str(stream.device)),

@@ -99,8 +99,8 @@ def test_each_metric_can_be_measured_and_be_the_criterion(what: str):
     assert judged.parameters["collapse"] == [str(criterion)]
     values = {m.k: m.metrics[metric.name] for m in measured.curve}
     assert {m.k: m.metrics[metric.name] for m in judged.curve} == values
-    passing = [k for k, value in values.items() if k and criterion.is_met(value)]
-    assert judged.k == (min(passing) if passing else None)
+    passing = [k for k, value in values.items() if criterion.is_met(value)]
+    assert judged.k == (min(passing, default=0) or None)  # at 0 nothing is masked
     first = find("gate", target=target, metrics=(metric,), degraded=criterion, max_k=2)
     assert first.stages.onset == judged.k
 

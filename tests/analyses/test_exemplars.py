@@ -62,8 +62,10 @@ def slow(shapes: HookedVLM, samples: list[Sample], neurons: NeuronSet) -> list[d
     found = []
     for sample in samples:
         inputs = shapes.prepare(images=sample.images or None, text=sample.text)
+        towers = () if sample.images else ("vision_encoder.", "projector.")
+        names = [name for name in neurons.names if not name.startswith(towers)]
         tokens, cache = shapes.generate_with_cache(
-            inputs, names_filter=list(neurons.names), max_new_tokens=64, do_sample=False
+            inputs, names_filter=names, max_new_tokens=64, do_sample=False
         )
         maps = cache.token_maps[0]
         real = [p for p, kind in enumerate(maps.modality) if kind in ("image", "text")]

@@ -136,3 +136,31 @@ def test_hooks_may_be_a_generator(shapes: HookedVLM):
     hooks = ((name, lambda t, hook: seen.append(hook.name)) for name in ["hook_embed"])
     shapes.run_with_hooks("what color", fwd_hooks=hooks)
     assert seen == ["hook_embed"]
+
+
+@torch.no_grad()
+def test_writing_in_place_is_answering(llava: Tiny):
+    """At every hook point, and only there: what a cache kept of others is what it is anyway."""
+    model, inputs = llava.model, llava.inputs("image")
+    model.set_use_hook_mlp_in(True)
+    try:
+        for name in ("blocks.1.hook_mlp_in", *set(ONE_OF_EACH) - {"vision_encoder.hook_out"}):
+            _write_in_place(model, inputs, name)
+    finally:
+        model.set_use_hook_mlp_in(False)
+
+
+def _write_in_place(model: HookedVLM, inputs: Any, name: str) -> None:
+    def write(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        return tensor.mul_(0.5)
+
+    expected = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook: x * 0.5)])
+    before = [known for known in model.hook_dict if known != name]
+    with model.hooks([(name, write)]):
+        found, cache = model.run_with_cache(inputs, names_filter=before)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
+    answered = [(name, lambda x, hook: x * 0.5)]
+    with model.hooks(answered):
+        _, right = model.run_with_cache(inputs, names_filter=before)
+    for known in before:
+        torch.testing.assert_close(cache[known], right[known], msg=f"{known} beside {name}")

@@ -11,6 +11,7 @@ import torch
 
 from tests.conftest import assert_no_hooks
 from tests.tiny import Tiny
+from vlm_lens import HookedVLM
 from vlm_lens.hooks import turns
 from vlm_lens.hooks.turns import Turns
 
@@ -64,6 +65,32 @@ def test_each_thread_gets_its_own_activations(llava: Tiny):
 def zero(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
     time.sleep(0.002)
     return tensor * 0
+
+
+def test_two_wrappers_of_one_model_take_turns(llava: Tiny):
+    other = HookedVLM(llava.hf, processor=llava.processor)
+    long, short = llava.inputs("image"), llava.inputs("text")
+    right = llava.model.run_with_cache(long, names_filter=NAME)[1][NAME]
+
+    def keep() -> None:
+        for _ in range(8):
+            _, cache = llava.model.run_with_cache(long, names_filter=NAME)
+            assert torch.equal(cache[NAME], right)
+
+    def run() -> None:
+        for _ in range(20):
+            other(short)
+
+    in_threads(keep, run)
+
+
+def test_a_thread_that_ended_inside_a_block_is_named(llava: Tiny):
+    block = llava.model.hooks([(NAME, lambda t, hook: None)])
+    in_threads(block.__enter__)
+    with pytest.raises(RuntimeError, match="ended inside a block of hooks"):
+        llava.model("red")
+    block.__exit__(None, None, None)
+    llava.model("red")
 
 
 def test_another_thread_waits_for_the_end_of_a_block(llava: Tiny):

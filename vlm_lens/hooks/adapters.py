@@ -54,6 +54,8 @@ def running(module: Any) -> Any:
         True
     """
     peft = sys.modules.get("peft")
+    if peft is not None and isinstance(module, peft.utils.TrainableTokensWrapper):
+        return module.token_adapter
     if peft is None or not isinstance(module, peft.utils.ModulesToSaveWrapper):
         return module
     chosen = [name for name in module.active_adapters if name in module.modules_to_save]

@@ -203,6 +203,11 @@ class Tap(HookPoint):
             wired.remove()
 
     @property
+    def only_reads(self) -> bool:
+        """Whether all hooks are known to change nothing: they are marked with this name."""
+        return all(getattr(handle.user_hook, "only_reads", False) for handle in self.fwd_hooks)
+
+    @property
     def wired(self) -> bool:
         """Whether the tap is in the model."""
         return self._wired is not None
@@ -258,8 +263,18 @@ def _with_first(output: Any, answer: Tensor) -> Any:
     return (answer, *output[1:])
 
 
-def input_of(place: Place, *, keyword: str | None = None, view: View | None = None) -> Wire:
-    """Wire a tap to a module's input: its first argument, or the keyword argument of that name."""
+def input_of(
+    place: Place, *, keyword: str | None = None, private: bool = False, view: View | None = None
+) -> Wire:
+    """Wire a tap to a module's input: its first argument, or the keyword argument of that name.
+
+    Args:
+        place: Where the module is.
+        keyword: The argument's name, where it is not the first one.
+        private: Whether the module alone reads that tensor. Elsewhere hooks that may write into it
+            in place get a copy: what the module before gave, and what a cache kept of it, stay.
+        view: What hooks see of the tensor.
+    """
 
     def wire(tap: Tap) -> Wired:
         module = place.module
@@ -267,9 +282,11 @@ def input_of(place: Place, *, keyword: str | None = None, view: View | None = No
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
             value = args[0] if args else kwargs[name]
-            answer = through(tap, value, view)
-            if answer is None:
+            given = value if private or tap.only_reads else value.clone()
+            answer = through(tap, given, view)
+            if answer is None and given is value:
                 return None
+            answer = given if answer is None else answer
             return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
         return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))

@@ -47,14 +47,14 @@ def warn_of_unknown_words(tokenizer: Any, rows: Iterable[tuple[Sequence[int], st
     Example:
         >>> from vlm_lens import HookedVLM
         >>> tokenizer = HookedVLM.from_pretrained("shapes-llava").tokenizer
-        >>> with warnings.catch_warnings(record=True) as caught:
+        >>> with warnings.catch_warnings(record=True, action="always") as caught:
         ...     warn_of_unknown_words(tokenizer, [(tokenizer("a zebra")["input_ids"], "a zebra")])
         >>> print(caught[0].message)
         The tokenizer does not know 1 word(s), and gives the model '<unk>' instead: 'zebra'.
     """
     unknown = tokenizer.unk_token_id
     texts = [text for ids, text in rows if unknown is not None and unknown in ids]
-    words = dict.fromkeys(word for text in texts for word in _unknown(tokenizer, text, unknown))
+    words = {word: None for text in texts for word in _unknown(tokenizer, text, unknown or 0)}
     if not words:
         return
     shown = ", ".join(map(repr, list(words)[:5])) + (" ..." if len(words) > 5 else "")

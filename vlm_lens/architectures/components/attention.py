@@ -64,7 +64,7 @@ class HookedAttention(Component):
         if self.probe.rot_q is not None and self.probe.rot_k is not None:
             self.hook_rot_q, self.hook_rot_k = self.probe.rot_q, self.probe.rot_k
         self.hook_attn_scores, self.hook_pattern = self.probe.scores, self.probe.pattern
-        self.hook_z = self.input_tap(root.at(paths.z or paths.o), heads_view(n_heads))
+        self.hook_z = self.input_tap(root.at(paths.z or paths.o), heads_view(n_heads), private=True)
 
     def head_results(self) -> Tap:
         """A tap on what each head adds to the output.

@@ -55,10 +55,15 @@ class Component(nn.Module):
         return self._tap(output_of, place, view=view)
 
     def input_tap(
-        self, place: Place, view: View | None = None, *, keyword: str | None = None
+        self,
+        place: Place,
+        view: View | None = None,
+        *,
+        keyword: str | None = None,
+        private: bool = False,
     ) -> Tap:
-        """A tap on a module's input, shown in the plain layout."""
-        return self._tap(input_of, place, view=view, keyword=keyword)
+        """A tap on a module's input, shown in the plain layout; see `input_of`."""
+        return self._tap(input_of, place, view=view, keyword=keyword, private=private)
 
     def shared_input_tap(self, place: Place) -> Tap:
         """A tap on an input that its caller goes on using, shown in the plain layout."""
@@ -117,7 +122,7 @@ def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
         TypeError: The weight is quantised, or not in memory, or an adapter is no change of weights.
     """
     layer = effective(linear)
-    return readable(layer.weight, layer).T
+    return readable(getattr(layer, "weight", None), layer).T
 
 
 def readable(weight: Any, module: nn.Module) -> Tensor:
@@ -126,6 +131,11 @@ def readable(weight: Any, module: nn.Module) -> Tensor:
     Raises:
         TypeError: They are not; the message says what to do.
     """
+    if weight is None:
+        raise TypeError(
+            f"Expected a layer with weights, but {type(module).__name__}, which is in its place, "
+            "has none of its own. Its activations can be hooked."
+        )
     if not isinstance(weight, Tensor):  # torch's own quantised layers make it when it is asked for
         raise TypeError(_QUANTISED.format(layer=type(module).__name__, kept="packed weights"))
     if weight.is_meta:
@@ -148,7 +158,7 @@ _QUANTISED = (
 def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
     """A linear layer's bias, adapters included, or zeros where it has none."""
     layer = effective(linear)
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         return readable(layer.bias, layer)
-    weight = readable(layer.weight, layer).T
+    weight = readable(getattr(layer, "weight", None), layer).T
     return torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)

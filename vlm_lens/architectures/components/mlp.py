@@ -31,7 +31,7 @@ class HookedMLP(Component):
         if self.gated and paths.act is not None:
             self.hook_act = self.output_tap(root.at(paths.act))
             self.hook_pre_linear = self.output_tap(up.place, up.view)
-        self.hook_post = self.input_tap(down)
+        self.hook_post = self.input_tap(down, private=True)
 
     @property
     def gated(self) -> bool:
