@@ -284,14 +284,21 @@ def input_of(
             value = args[0] if args else kwargs[name]
             given = value if private or tap.only_reads else value.clone()
             answer = through(tap, given, view)
-            if answer is None and given is value:
-                return None
+            if answer is None and (given is value or not _written(given, value)):
+                return None  # the model's own tensor stands, strides and all
             answer = given if answer is None else answer
             return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
         return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
     return wire
+
+
+def _written(copy: Tensor, original: Tensor) -> bool:
+    """Whether a hook has written into the copy that it was given."""
+    if copy.is_inference():  # inference tensors keep no version counter
+        return not torch.equal(copy, original)
+    return copy._version > 0
 
 
 def _first_parameter(module: nn.Module) -> str:
