@@ -1,8 +1,7 @@
 """Compiled models run uncompiled while a tap is wired into them.
 
 `torch.compile` keeps to the hooks that a module had when it was compiled: later ones never fire.
-PyTorch can be told to run what is compiled in the ordinary way for a while; nothing is compiled
-anew afterwards.
+PyTorch can be told to run what is compiled in the ordinary way for a while.
 """
 
 from __future__ import annotations
