@@ -282,11 +282,12 @@ def input_of(
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
             value = args[0] if args else kwargs[name]
-            given = value if private or tap.only_reads else value.clone()
+            given = value if private or tap.only_reads else _twin(value)
             answer = through(tap, given, view)
-            if answer is None and (given is value or not _written(given, value)):
-                return None  # the model's own tensor stands, strides and all
-            answer = given if answer is None else answer
+            if answer is None:
+                if given is value:
+                    return None
+                answer = given
             return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
         return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -294,11 +295,14 @@ def input_of(
     return wire
 
 
-def _written(copy: Tensor, original: Tensor) -> bool:
-    """Whether a hook has written into the copy that it was given."""
-    if copy.is_inference():  # inference tensors keep no version counter
-        return not torch.equal(copy, original)
-    return copy._version > 0
+def _twin(value: Tensor) -> Tensor:
+    """A copy with the strides of the original, on which the model computes the same bits."""
+    copy = value.clone()
+    if copy.stride() == value.stride() or 0 in value.stride():
+        return copy
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device=value.device
+    ).copy_(value)
 
 
 def _first_parameter(module: nn.Module) -> str:
