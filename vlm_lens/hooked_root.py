@@ -19,6 +19,7 @@ from vlm_lens.hooks.answers import HookFunction, check_hook
 from vlm_lens.hooks.checkpointing import same_hooks_in_backward
 from vlm_lens.hooks.names import NamesFilter, matches_of
 from vlm_lens.hooks.turns import Turns
+from vlm_lens.hooks.wired import WiredTaps
 from vlm_lens.keywords import keywords_of, knows_its_keywords, refuse_unknown
 
 Hooks = Iterable[tuple[NamesFilter, HookFunction]]
@@ -40,7 +41,7 @@ class TapRoot(HookedRootModule):
     def __init__(self) -> None:
         super().__init__()
         self._n_runs = 0
-        self._step: Any = None  # a Step: which positions a run is of, for the taps to tell
+        self._wired_taps = WiredTaps()
         self._part = ""  # which layers the last run was of, where not of all
         self._open_levels: set[int] = set()
 
@@ -60,7 +61,7 @@ class TapRoot(HookedRootModule):
         }
         self.mod_dict = dict(self.hook_dict)
         for name, tap in self.hook_dict.items():
-            tap.name, tap.step = name, self._step
+            tap.name, tap.wired_taps = name, self._wired_taps
 
     @knows_its_keywords
     def add_hook(
@@ -188,13 +189,9 @@ class TapRoot(HookedRootModule):
         """
         with self._turns, ExitStack() as stack:
             self._n_runs, self._part = self._n_runs + 1, part
-            wired = [tap for tap in self.hook_dict.values() if tap.wired]
-            if any(tap.moved for tap in wired):
-                for tap in wired:
-                    tap.rewire()
-            if wired and torch.is_grad_enabled():
-                taps = list(self.hook_dict.values())
-                stack.enter_context(same_hooks_in_backward(self.hf_model, taps))
+            self._wired_taps.rewire_moved()
+            if self._wired_taps and torch.is_grad_enabled():
+                stack.enter_context(same_hooks_in_backward(self.hf_model, self._wired_taps))
             yield
 
     def add_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -52,13 +52,17 @@ def next_token_loss(
 
 
 def media_positions(
-    arguments: Mapping[str, Any], cfg: HookedVLMConfig
+    arguments: Mapping[str, Any],
+    cfg: HookedVLMConfig,
+    *,
+    kinds: Collection[str] = ("image", "video", "audio"),
 ) -> dict[str, Bool[Tensor, "batch pos"]]:
     """Positions that are filled with an image, a video or a sound: a token marks them, or a mask.
 
     Args:
         arguments: Keyword arguments of the model's forward.
         cfg: The model's configuration.
+        kinds: Which kinds to look for.
 
     Returns:
         By kind, for those that the model knows.
@@ -76,9 +80,11 @@ def media_positions(
         "video": cfg.video_token_id,
         "audio": cfg.audio_token_id,
     }
-    found = {kind: tokens == token for kind, token in ids.items() if token is not None}
+    found = {kind: tokens == ids[kind] for kind in kinds if ids[kind] is not None}
     marked = arguments.get("image_embeds_position_mask")
-    return found if marked is None else {**found, "image": marked.bool()}
+    if marked is not None and "image" in kinds:
+        found["image"] = marked.bool()
+    return found
 
 
 def next_tokens(

@@ -26,6 +26,7 @@ from vlm_lens.hooks.adapters import beneath, unwrapped
 from vlm_lens.hooks.attention import AttentionProbe
 from vlm_lens.hooks.step import Step
 from vlm_lens.hooks.turns import turns_of
+from vlm_lens.hooks.wired import WiredTaps
 from vlm_lens.inputs import Inputs
 from vlm_lens.keywords import knows_its_keywords
 from vlm_lens.loading import load_model_and_processor
@@ -80,6 +81,7 @@ class HookedVLM(Running):
         self._add_components()
         self._read_tokenizer()
         self._step = Step(text_of(self).place)
+        self._wired_taps = WiredTaps(self._step)
         self.setup()
         self._attention: dict[str, AttentionProbe] = {
             name: module.probe

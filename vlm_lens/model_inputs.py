@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from vlm_lens.architectures import Architecture
+from vlm_lens.config import HookedVLMConfig
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
 from vlm_lens.keywords import (
@@ -176,6 +177,7 @@ class ModelInputs(LensSwitches):
         # What follows a key-value cache may start with anything.
         if tokens is None or {"attention_mask", "past_key_values"} & arguments.keys():
             return arguments
+        _check_shape("input_ids", tokens)
         if mask is None:
             pad = self._pad_token()
             mask = torch.ones_like(tokens) if pad is None else pad.mask(tokens)
@@ -201,47 +203,29 @@ class ModelInputs(LensSwitches):
 
     def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse tokens that the model would run on without a word, but not as they are meant."""
+        cfg = self.cfg
         for name in ("input_ids", "decoder_input_ids"):
-            self._check_tokens(name, arguments)
+            if arguments.get(name) is not None:
+                _check_tokens(name, arguments, cfg)
         tokens = arguments.get("input_ids")
         if tokens is None or "past_key_values" in arguments:
             return
-        if 0 < self.cfg.n_ctx < tokens.shape[1]:
+        if 0 < cfg.n_ctx < tokens.shape[1]:
             raise ValueError(
-                f"Expected at most {self.cfg.n_ctx} positions, the model's context, but got "
+                f"Expected at most {cfg.n_ctx} positions, the model's context, but got "
                 f"{tokens.shape[1]}. Shorten the text or use fewer images."
             )
-        for kind, places in media_positions(arguments, self.cfg).items():
-            names = _MEDIA[kind]
-            if places.any() and all(arguments.get(name) is None for name in names):
+        missing = [
+            kind for kind, names in _MEDIA.items() if all(arguments.get(n) is None for n in names)
+        ]
+        for kind, places in media_positions(arguments, cfg, kinds=missing).items():
+            if places.any():
                 maker = "model.processor" if kind == "video" else "model.prepare"
                 raise ValueError(
                     f"The tokens hold {int(places.sum())} {kind} positions but no {kind} came with "
-                    f"them. Pass what {maker}(...) returns for text and {kind}, or {names[0]}=..."
+                    f"them. Pass what {maker}(...) returns for text and {kind}, or "
+                    f"{_MEDIA[kind][0]}=..."
                 )
-
-    def _check_tokens(self, name: str, arguments: dict[str, Any]) -> None:
-        """Refuse tokens that the model has no embedding for, and none at all."""
-        tokens = arguments.get(name)
-        if tokens is None:
-            return
-        if tokens.numel() == 0:
-            raise ValueError(f"Expected at least one token in {name}, got {list(tokens.shape)}.")
-        n = self.hf_model.get_input_embeddings().weight.shape[0]
-        low, high = (int(end) for end in tokens.aminmax())
-        if low >= 0 and high < n:
-            return
-        outside = (tokens < 0) | (tokens >= n)
-        # Some families have no embedding for what stands for an image.
-        media = media_positions(arguments, self.cfg) if name == "input_ids" else {}
-        for places in media.values():
-            outside &= ~places
-        wrong = tokens[outside].unique().tolist()
-        if wrong:
-            raise ValueError(
-                f"Expected token ids from 0 to {n - 1} in {name}, got {wrong[:5]}: they come from "
-                "another tokenizer, or the embedding was not resized."
-            )
 
 
 def is_text(given: Any) -> TypeGuard[str | list[str]]:
@@ -253,6 +237,38 @@ def is_text(given: Any) -> TypeGuard[str | list[str]]:
     """
     return isinstance(given, str) or (
         isinstance(given, list) and bool(given) and isinstance(given[0], str)
+    )
+
+
+def _check_tokens(name: str, arguments: dict[str, Any], cfg: HookedVLMConfig) -> None:
+    """Refuse tokens that the model has no embedding for, and none at all."""
+    tokens = arguments[name]
+    _check_shape(name, tokens)
+    if tokens.numel() == 0:
+        raise ValueError(f"Expected at least one token in {name}, got {list(tokens.shape)}.")
+    low, high = (int(end) for end in tokens.aminmax())
+    if low >= 0 and high < cfg.d_vocab:
+        return
+    outside = (tokens < 0) | (tokens >= cfg.d_vocab)
+    # Some families have no embedding for what stands for an image.
+    media = media_positions(arguments, cfg) if name == "input_ids" else {}
+    for places in media.values():
+        outside &= ~places
+    wrong = tokens[outside].unique().tolist()
+    if wrong:
+        raise ValueError(
+            f"Expected token ids from 0 to {cfg.d_vocab - 1} in {name}, got {wrong[:5]}: they come "
+            "from another tokenizer, or the embedding was not resized."
+        )
+
+
+def _check_shape(name: str, tokens: Any) -> None:
+    if isinstance(tokens, Tensor) and tokens.ndim == 2:
+        return
+    got = f"shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else repr(tokens)
+    raise TypeError(
+        f"Expected {name} to be a tensor of shape [batch, pos], got {got:.80}. Where a processor "
+        'made it, the processor has to be called with return_tensors="pt".'
     )
 
 

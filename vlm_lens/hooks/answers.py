@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def check_hook(hook: Any, name: str | None) -> None:
     """
     if not callable(hook):
         raise TypeError(f"Expected a hook function fn(tensor, hook) for {name!r}, got {hook!r}.")
+    if isinstance(hook, FunctionType) and _is_usual(hook):
+        return
     try:
         signature = inspect.signature(hook)
     except ValueError:  # some functions written in C have none
@@ -42,6 +45,17 @@ def check_hook(hook: Any, name: str | None) -> None:
             f"Expected a hook function fn(tensor, hook) for {name!r}, but {called}{signature} "
             f"cannot be called as fn(tensor, hook=...): {error}."
         ) from None
+
+
+def _is_usual(hook: FunctionType) -> bool:
+    """Whether it is ``fn(tensor, hook)``, as nearly all are; reading a signature takes longer."""
+    code, n_defaults = hook.__code__, len(hook.__defaults__ or ())
+    return (
+        code.co_varnames[1:2] == ("hook",)
+        and code.co_argcount - n_defaults <= 2 <= code.co_argcount
+        and code.co_posonlyargcount < 2
+        and not code.co_kwonlyargcount
+    )
 
 
 def answer_of(fn: HookFunction, tensor: Tensor, hook: HookPoint) -> Tensor | None:

@@ -6,7 +6,7 @@ computation. So each block remembers, when it runs, which hooks there were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,18 +14,19 @@ from typing import Any
 from torch import nn
 
 from vlm_lens.hooks.tap import HeldHooks, Tap
+from vlm_lens.hooks.wired import WiredTaps
 
 _CHECKPOINT = "_gradient_checkpointing_func"
 _NONE = HeldHooks()
 
 
 @contextmanager
-def same_hooks_in_backward(hf_model: nn.Module, taps: Sequence[Tap]) -> Iterator[None]:
+def same_hooks_in_backward(hf_model: nn.Module, taps: WiredTaps) -> Iterator[None]:
     """Let the blocks that run within this block be computed again with the hooks they have now.
 
     Args:
         hf_model: The model, with gradient checkpointing or without.
-        taps: All taps of the model.
+        taps: Those of the model's taps that are wired, whenever they are asked for.
     """
     changed = [
         module
@@ -43,7 +44,7 @@ def same_hooks_in_backward(hf_model: nn.Module, taps: Sequence[Tap]) -> Iterator
 
 
 def _checkpointed(
-    checkpoint: Callable[..., Any], taps: Sequence[Tap], block: Callable[..., Any], *args: Any
+    checkpoint: Callable[..., Any], taps: WiredTaps, block: Callable[..., Any], *args: Any
 ) -> Any:
     """What runs in place of a module's own checkpointing function."""
     held = _held(taps)
@@ -58,12 +59,12 @@ def _checkpointed(
     return checkpoint(as_now, *args)
 
 
-def _held(taps: Sequence[Tap]) -> dict[Tap, HeldHooks]:
-    return {tap: tap.held for tap in taps if tap.wired}
+def _held(taps: WiredTaps) -> dict[Tap, HeldHooks]:
+    return {tap: tap.held for tap in taps}
 
 
 @contextmanager
-def _holding(taps: Sequence[Tap], then: dict[Tap, HeldHooks]) -> Iterator[None]:
+def _holding(taps: WiredTaps, then: dict[Tap, HeldHooks]) -> Iterator[None]:
     """Taps hold these hooks and no others within the block."""
     now = _held(taps)
     different = [tap for tap in {**now, **then} if now.get(tap, _NONE) != then.get(tap, _NONE)]

@@ -51,12 +51,9 @@ class Place:
             ArchitectureError: There is none; the message says where the path ends.
         """
         module: Any = self.root
-        for depth, name in enumerate(self._names):
+        for name in self._names:
             found = module._modules.get(name)
-            # What wraps a module (an adapter of peft's) has the parts of what it wraps.
-            found = getattr(module, name, None) if found is None else found
-            if not isinstance(found, nn.Module):
-                raise ArchitectureError(self._missing(module, depth))
+            found = self._beneath(module, name) if found is None else found
             module = found._modules.get("_orig_mod", found)  # in a part that torch.compile wrapped
         return module
 
@@ -68,10 +65,14 @@ class Place:
         except ArchitectureError:
             return False
 
-    def _missing(self, parent: nn.Module, depth: int) -> str:
-        return (
+    def _beneath(self, parent: nn.Module, name: str) -> nn.Module:
+        """A part of what `parent` wraps: an adapter of peft's has the parts of its layer."""
+        found = getattr(parent, name, None)
+        if isinstance(found, nn.Module):
+            return found
+        raise ArchitectureError(
             f"Expected {type(self.root).__name__} to have a module at {self.path!r}, but "
-            f"{type(parent).__name__} has no module {self._names[depth]!r}. Either vlm_lens needs "
-            "a record for a model of this shape, or the model was taken apart after it was wrapped "
-            "and has to be wrapped again."
+            f"{type(parent).__name__} has no module {name!r}. Either vlm_lens needs a record for a "
+            "model of this shape, or the model was taken apart after it was wrapped and has to be "
+            "wrapped again."
         )

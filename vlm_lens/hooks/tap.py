@@ -22,8 +22,8 @@ from transformers.utils import ModelOutput
 
 from vlm_lens.hooks.answers import answer_of, check_hook
 from vlm_lens.hooks.place import Place
-from vlm_lens.hooks.uncompiled import uncompiled
 from vlm_lens.hooks.view import View
+from vlm_lens.hooks.wired import WiredTaps
 
 
 @runtime_checkable
@@ -100,8 +100,8 @@ class Tap(HookPoint):
         """How many times the tap's tensor has passed through it."""
         self.asleep = False
         """Whether what passes its place is not its tensor, so that its hooks must not see it."""
-        self.step: Any = None  # a Step
-        """Which positions its tensor is of, where a part of a sequence may come by."""
+        self.wired_taps = WiredTaps()
+        """Those of its model, with this one among them while it is wired."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a plain attribute: a tap has no parameters or submodules to look for every time."""
@@ -183,8 +183,6 @@ class Tap(HookPoint):
         if self._wired is not None:
             self._wired.remove()
             self._wired = self._wire(self)
-        if self.step is not None:
-            self.step.rewire()
 
     def _follow_hooks(self) -> None:
         """Be in the model if there are hooks, else out of it."""
@@ -192,15 +190,16 @@ class Tap(HookPoint):
             return
         if self._wired is None:
             self._wired = self._wire(self)
-            uncompiled.use()
-            if self.step is not None:
-                self.step.use()
+            self.wired_taps.add(self)
         else:
             wired, self._wired = self._wired, None
-            uncompiled.remove()
-            if self.step is not None:
-                self.step.remove()
+            self.wired_taps.discard(self)
             wired.remove()
+
+    @property
+    def step(self) -> Any:  # a Step, or None
+        """Which positions its tensor is of, where a part of a sequence may come by."""
+        return self.wired_taps.step
 
     @property
     def only_reads(self) -> bool:
