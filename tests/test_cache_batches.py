@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.families import FAMILIES
+from tests.families import FAMILIES, build, example
 from tests.masking.test_ownership import ANSWERS, TEXTS, VARIANTS, model_of, samples_of, sounds
-from vlm_lens import ActivationCache, NeuronSet
+from vlm_lens import ActivationCache, HookedVLM, NeuronSet
 from vlm_lens.data import Sample
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads
 from vlm_lens.inputs import Inputs
@@ -152,3 +152,53 @@ def test_what_fills_up_behind_an_answers_end_is_not_there():
     n_real = int(inputs.attention_mask.sum()) + sum(n_answer)
     assert min(n_answer) < max(n_answer)
     assert len(cache.real(("resid_post", 0))) == n_real
+
+
+# Two kinds of pictures in one forward ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def mixed(request: pytest.FixtureRequest) -> tuple[HookedVLM, dict[str, torch.Tensor]]:
+    """A model, and a prompt with an image and a video of two frames, which are that image."""
+    hf, processor = build(request.param)
+    image = example(request.param, hf, processor, "image")
+    config, tokens = hf.config, image["input_ids"]
+    as_video = torch.where(tokens == config.image_token_id, config.video_token_id, tokens)
+    kinds = image["mm_token_type_ids"]
+    return HookedVLM(hf, processor=processor), {
+        **image,
+        "input_ids": torch.cat([tokens, as_video], 1),
+        "attention_mask": image["attention_mask"].repeat(1, 2),
+        "mm_token_type_ids": torch.cat([kinds, kinds * 2], 1),
+        "pixel_values_videos": image["pixel_values"],
+        "video_grid_thw": image["image_grid_thw"],
+    }
+
+
+def test_a_cache_does_not_keep_the_video_in_the_images_place(mixed: Any):
+    """The tower runs twice, so that one name stands for two values."""
+    model, inputs = mixed
+    assert torch.equal(model(inputs), model.hf_model(**inputs).logits)
+    for names in (None, "vision_encoder.hook_embed", "projector.*"):
+        with pytest.raises(ValueError, match="came by twice in one forward.*'blocks.*'"):
+            model.run_with_cache(inputs, names_filter=names)
+        with pytest.raises(ValueError, match="came by twice in one forward"):
+            model.generate_with_cache(inputs, 1, names_filter=names or "*")
+    _, cache = model.run_with_cache(inputs, names_filter="blocks.*")
+    assert cache["resid_post", 0].shape[1] == inputs["input_ids"].shape[1]
+    seen: list[torch.Tensor] = []
+    hook = ("vision_encoder.hook_embed", lambda t, hook: seen.append(t))
+    model.run_with_hooks(inputs, fwd_hooks=[hook])
+    assert len(seen) == 2
+
+
+def test_a_cache_of_ones_own_keeps_the_last_of_several_runs():
+    """As in TransformerLens; only within a run would a value be lost unseen."""
+    model = model_of("llava_next")
+    kept, fwd, _ = model.get_caching_hooks("blocks.0.hook_mlp_out")
+    with model.hooks(fwd):
+        model(inputs_of("llava_next", [0]))
+        model(inputs_of("llava_next", [1]))
+        expected = model.run_with_cache(inputs_of("llava_next", [1]))[1]["mlp_out", 0]
+        assert torch.equal(kept["blocks.0.hook_mlp_out"], expected)
+        model.generate(inputs_of("llava_next", [0]), 3)

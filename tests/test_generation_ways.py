@@ -215,3 +215,16 @@ def test_the_answer_with_its_prompt_comes_as_what_went_in(shapes: HookedVLM):
 def test_what_cannot_be_streamed_is_refused_at_once(llava: Tiny, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         llava.model.generate_stream(llava.inputs("text"), **options)
+
+
+@pytest.mark.parametrize("wrong", ["3", 2.5, True, 0, -1])
+@pytest.mark.usefixtures("unchecked")
+def test_a_number_of_tokens_is_a_number(llava: Tiny, wrong: Any):
+    with pytest.raises(ValueError, match=f"max_new_tokens of at least 1, got {wrong!r}"):
+        llava.model.generate(llava.inputs("text"), wrong)
+
+
+def test_strings_to_stop_at_need_a_tokenizer(llava: Tiny):
+    bare = HookedVLM(llava.hf)
+    with pytest.raises(ValueError, match="stop_strings='red' needs a tokenizer"):
+        bare.generate(llava.inputs("text"), stop_strings="red")

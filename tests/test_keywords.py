@@ -108,6 +108,24 @@ def test_labels_give_hugging_faces_loss(llava: Tiny):
         llava.model(inputs, "loss", labels=labels, loss_per_token=True)
 
 
+@pytest.mark.parametrize("kept", [1, torch.tensor([0])])
+def test_a_loss_needs_all_logits(llava: Tiny, kept: Any):
+    inputs = llava.inputs("text")
+    assert llava.model(inputs, logits_to_keep=kept).shape[1] == 1
+    with pytest.raises(ValueError, match="logits_to_keep=.* leave it out"):
+        llava.model(inputs, "loss", logits_to_keep=kept)
+
+
+@pytest.mark.parametrize("rows", [[[5, 6]], [5, 6], torch.tensor([5, 6])])
+def test_what_a_processor_returns_without_tensors_says_so(llava: Tiny, rows: Any):
+    mask = {"attention_mask": [[1, 1]]}
+    for given in ({"input_ids": rows}, {"input_ids": rows, **mask}):
+        with pytest.raises(TypeError, match='input_ids to be a tensor.*return_tensors="pt"'):
+            llava.model(**given)
+        with pytest.raises(TypeError, match='return_tensors="pt"'):
+            llava.model.generate(**given)
+
+
 @pytest.mark.parametrize("option", [{"prepend_bos": True}, {"padding_side": "right"}])
 def test_how_texts_become_tokens_is_refused_where_there_are_tokens(llava: Tiny, option: Any):
     model, inputs = llava.model, llava.inputs("text")

@@ -96,6 +96,9 @@ def test_residual_directions_read_off_the_logits(tiny: Tiny):
     torch.testing.assert_close(read, logits[..., tokens], rtol=1e-4, atol=1e-4)
     one = model.tokens_to_residual_directions("what")
     assert torch.equal(one, model.tokens_to_residual_directions(model.to_single_token("what")))
+    for wrong in (-1, model.cfg.d_vocab_out, torch.tensor([3, -1])):
+        with pytest.raises(ValueError, match="token ids from 0 to"):
+            model.tokens_to_residual_directions(wrong)
 
 
 def test_sizes(tiny: Tiny):

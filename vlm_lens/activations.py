@@ -113,6 +113,15 @@ def without_batch(name: str, value: Tensor) -> Tensor:
     return value[0] if rows_are_samples(name) and len(value) == 1 else value
 
 
+def came_twice(name: str) -> ValueError:
+    """The error of a cache that would keep the second of two values under one name."""
+    return ValueError(
+        f"{name} came by twice in one forward, as a tower does that reads images and then a video, "
+        "and a cache keeps one value of each name: run them one after the other, or keep other "
+        "names only (names_filter='blocks.*')."
+    )
+
+
 def cut_positions(name: str, value: Tensor, positions: Slice | None) -> Tensor:
     """Some of the positions of an activation, where these are those of a sequence of text.
 

@@ -93,14 +93,14 @@ class Generation(ModelInputs):
         """
         self._refuse_unknown("generate", kwargs)
         _check_return_type(return_type)
-        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
-        options = hf_options(
-            options,
+        arguments, options = self._generation_inputs(
+            input,
+            prepend_bos,
+            kwargs,
             max_new_tokens=max_new_tokens,
             stop_at_eos=stop_at_eos,
             use_past_kv_cache=use_past_kv_cache,
             verbose=verbose,
-            tokenizer=self._tokenizer_or_none,
         )
         out = self._hf_generate(arguments, options)
         if not isinstance(out, Tensor) or not _is_text(input, return_type):
@@ -155,14 +155,14 @@ class Generation(ModelInputs):
                 f"Expected max_tokens_per_yield of at least 1, got {max_tokens_per_yield}."
             )
         check_streamed(kwargs)
-        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
-        options = hf_options(
-            options,
+        arguments, options = self._generation_inputs(
+            input,
+            prepend_bos,
+            kwargs,
             max_new_tokens=max_new_tokens,
             stop_at_eos=stop_at_eos,
             use_past_kv_cache=use_past_kv_cache,
             verbose=False,
-            tokenizer=self._tokenizer_or_none,
         )
         options |= {"num_beams": 1, "custom_generate": one_token_a_step}
         steps = self._told(self._hf_generate(arguments, options), arguments, options)
@@ -180,7 +180,7 @@ class Generation(ModelInputs):
         # With a static cache transformers compiles the forward on a GPU, without hooks set since.
         if any(tap.has_hooks() for tap in self.hook_dict.values()):
             options = {"disable_compile": True, **options}
-        with self._run(), self._generating(arguments, options):
+        with self._run(generates=True), self._generating(arguments, options):
             return self.hf_model.generate(**arguments, **options)
 
     def _generating(
@@ -203,18 +203,26 @@ class Generation(ModelInputs):
     ) -> Iterator[Tensor]:
         """The same steps, of which each one tells hooks what `_hf_generate` does."""
         while True:
-            with self._run(), self._generating(arguments, options):
+            with self._run(generates=True), self._generating(arguments, options):
                 token = next(steps, None)
             if token is None:
                 return
             yield token
 
     def _generation_inputs(
-        self, given: GenerationInput, prepend_bos: bool | None, kwargs: Mapping[str, Any]
+        self,
+        given: GenerationInput,
+        prepend_bos: bool | None,
+        kwargs: Mapping[str, Any],
+        **ours: Any,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the model reads, and the options of how to generate."""
+        """What the model reads, and Hugging Face's options of how to generate."""
         read = set(of_forward(self.hf_model, self._text_parts)) - vars(GenerationConfig()).keys()
-        options = {name: value for name, value in kwargs.items() if name not in read}
+        options = hf_options(
+            {name: value for name, value in kwargs.items() if name not in read},
+            tokenizer=None if self.processor is None else self.tokenizer,
+            **ours,
+        )
         passed = {name: value for name, value in kwargs.items() if name in read}
         side = "left" if is_text(given) else None  # nothing comes between prompts and answers
         arguments = self._arguments(given, prepend_bos, passed, side)
@@ -278,10 +286,6 @@ class Generation(ModelInputs):
         decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in decoded]
 
-    @property
-    def _tokenizer_or_none(self) -> Any:
-        return None if self.processor is None else self.tokenizer
-
     def generate_with_cache(
         self,
         input: GenerationInput = None,
@@ -335,14 +339,14 @@ class Generation(ModelInputs):
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             steps[str(hook.name)].append(tensor.detach().to(device=device, dtype=dtype))
 
-        arguments, options = self._generation_inputs(input, prepend_bos, kwargs)
-        options = hf_options(
-            options,
+        arguments, options = self._generation_inputs(
+            input,
+            prepend_bos,
+            kwargs,
             max_new_tokens=max_new_tokens,
             stop_at_eos=stop_at_eos,
             use_past_kv_cache=None,
             verbose=verbose,
-            tokenizer=self._tokenizer_or_none,
         )
         maps = input.token_map if isinstance(input, Inputs) else None
         check_positions(self.cfg.architecture, arguments.get("attention_mask"))

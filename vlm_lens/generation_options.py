@@ -50,8 +50,8 @@ def hf_options(
     if max_new_tokens is None and not {"generation_config", "max_length"} & options.keys():
         max_new_tokens = MAX_NEW_TOKENS
     if max_new_tokens is not None:
-        if isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-            raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise ValueError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
         options["max_new_tokens"] = max_new_tokens
     if not stop_at_eos:
         _set(options, "stop_at_eos", "eos_token_id", None)
@@ -73,7 +73,13 @@ def _further_criteria(
     criteria: list[StoppingCriteria] = []
     strings = options.pop("stop_strings", None)
     if strings is not None:
-        criteria.append(StopStringCriteria(options.pop("tokenizer", tokenizer), strings))
+        tokenizer = options.pop("tokenizer", tokenizer)
+        if tokenizer is None:
+            raise ValueError(
+                f"stop_strings={strings!r} needs a tokenizer: pass tokenizer=..., or wrap the "
+                "model with its processor."
+            )
+        criteria.append(StopStringCriteria(tokenizer, strings))
     if shown is not None:
         criteria.append(_ShowProgress(tqdm(total=shown, unit=" tokens")))
     return criteria

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationMixin
 
+from vlm_lens.activations import came_twice
+from vlm_lens.inputs.owners import rows_are_samples
+
 
 def check_positions(architecture: str, mask: Int[Tensor, "batch pos"] | None) -> None:
     """Refuse what Hugging Face generates at other positions than a forward has."""
@@ -77,6 +80,8 @@ def joined(name: str, parts: list[Tensor], n_new: int) -> Tensor:
     """One activation from its steps: the prompt's positions, then one position a step."""
     if len(parts) == 1:  # encoders and projector, and what cross-attention reads of them
         return parts[0]
+    if not rows_are_samples(name):
+        raise came_twice(name)
     if len(parts) != n_new + 1:
         raise RuntimeError(
             f"{name!r} came by {len(parts)} times for a prompt and {n_new} new tokens, so it is "

@@ -13,11 +13,11 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
-from vlm_lens.activations import cut_positions, without_batch
+from vlm_lens.activations import came_twice, cut_positions, without_batch
 from vlm_lens.hooks import Tap, resolve_names
 from vlm_lens.hooks.answers import HookFunction, check_hook
 from vlm_lens.hooks.checkpointing import same_hooks_in_backward
-from vlm_lens.hooks.names import NamesFilter, matches_of
+from vlm_lens.hooks.names import HookNameError, NamesFilter, matches_of
 from vlm_lens.hooks.turns import Turns
 from vlm_lens.hooks.wired import WiredTaps
 from vlm_lens.keywords import keywords_of, knows_its_keywords, refuse_unknown
@@ -43,6 +43,7 @@ class TapRoot(HookedRootModule):
         self._n_runs = 0
         self._wired_taps = WiredTaps()
         self._part = ""  # which layers the last run was of, where not of all
+        self._forward: int | None = None  # the number of the single forward that runs now
         self._open_levels: set[int] = set()
 
     @property
@@ -74,10 +75,15 @@ class TapRoot(HookedRootModule):
         prepend: bool = False,
     ) -> None:
         """Add a hook at every hook point that the name, glob or predicate matches."""
-        for match in resolve_names(name, self.hook_dict):
-            self.hook_dict[match].add_hook(
-                hook, dir, is_permanent=is_permanent, level=level, prepend=prepend
-            )
+        for tap in self._taps_of(name):
+            tap.add_hook(hook, dir, is_permanent=is_permanent, level=level, prepend=prepend)
+
+    def _taps_of(self, name: NamesFilter) -> list[Tap]:
+        """The taps that a hook is set at; none would be a hook that never fires."""
+        taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
+        if not taps:
+            raise HookNameError(f"Expected names of hook points to set a hook at, got {name!r}.")
+        return taps
 
     @contextmanager
     def hooks(
@@ -140,7 +146,7 @@ class TapRoot(HookedRootModule):
         directions: tuple[tuple[Hooks, Direction], ...] = ((fwd_hooks, "fwd"), (bwd_hooks, "bwd"))
         for hooks, direction in directions:
             for name, hook in _pairs(hooks, f"{direction}_hooks"):
-                taps = [self.hook_dict[match] for match in resolve_names(name, self.hook_dict)]
+                taps = self._taps_of(name)
                 if id(hook) not in checked:
                     first = next((tap.name for tap in taps), None)
                     check_hook(hook, name if isinstance(name, str) else first)
@@ -181,14 +187,17 @@ class TapRoot(HookedRootModule):
             self._open_levels.remove(level)
 
     @contextmanager
-    def _run(self, part: str = "") -> Iterator[None]:
+    def _run(self, part: str = "", *, generates: bool = False) -> Iterator[None]:
         """One run of the Hugging Face model, in this thread's turn, with taps where it runs.
 
         Args:
             part: Which of its layers run, where not all do.
+            generates: Whether it runs a forward for each token.
         """
         with self._turns, ExitStack() as stack:
             self._n_runs, self._part = self._n_runs + 1, part
+            before, self._forward = self._forward, None if generates else self._n_runs
+            stack.callback(setattr, self, "_forward", before)
             self._wired_taps.rewire_moved()
             if self._wired_taps and torch.is_grad_enabled():
                 stack.enter_context(same_hooks_in_backward(self.hf_model, self._wired_taps))
@@ -218,11 +227,15 @@ class TapRoot(HookedRootModule):
             kept under the name with ``_grad`` behind it).
         """
         kept: dict[str, Tensor] = {} if cache is None else cache
+        kept_in: dict[str, int | None] = {}  # by name, the forward that was kept last
         moves = device is not None or dtype is not None
         positions = None if pos_slice is None else Slice.unwrap(pos_slice)
 
         def keep(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
             name = str(hook.name)
+            if kept_in.get(name + suffix) == self._forward is not None:
+                raise came_twice(name)
+            kept_in[name + suffix] = self._forward
             value = cut_positions(name, tensor.detach(), positions)
             if moves:
                 value = value.to(device=device, dtype=dtype)
@@ -242,6 +255,11 @@ def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
     """Hooks as a list of pairs, or one clear error."""
     listed = isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping)
     pairs: list[Any] = list(hooks) if listed else []
+    swapped = [pair for pair in pairs if _is_swapped(pair)]
+    if swapped:
+        raise TypeError(
+            f"Expected pairs (name, function) in {argument}, got (function, name): {swapped[0]!r}."
+        )
     if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         return [(name, hook) for name, hook in pairs]
     if not pairs and not hooks:
@@ -249,6 +267,15 @@ def _pairs(hooks: Any, argument: str) -> list[tuple[NamesFilter, HookFunction]]:
     raise TypeError(
         f"Expected {argument} to be a list of pairs (name, function), got {hooks!r:.200}. One pair "
         "has to be in a list too: [(name, function)]."
+    )
+
+
+def _is_swapped(pair: Any) -> bool:
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and callable(pair[0])
+        and isinstance(pair[1], str)
     )
 
 

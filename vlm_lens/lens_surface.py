@@ -277,6 +277,9 @@ class LensSurface(TapRoot):
         Args:
             tokens: Token ids of any shape, or a string that is one token.
 
+        Raises:
+            ValueError: The model predicts no such token.
+
         Example:
             >>> from vlm_lens import HookedVLM
             >>> model = HookedVLM.from_pretrained("shapes-llava")
@@ -288,6 +291,9 @@ class LensSurface(TapRoot):
         """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
+        ids, n = torch.as_tensor(tokens), self.cfg.d_vocab_out
+        if ((ids < 0) | (ids >= n)).any():
+            raise ValueError(f"Expected token ids from 0 to {n - 1}, got {tokens!r}.")
         norm = self._language.ln_final
         directions = self.W_U.T[tokens] * norm.w
         if norm.centers:

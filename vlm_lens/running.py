@@ -120,6 +120,12 @@ class Running(Generation):
             return output.loss
         if arguments.get("input_ids") is None:
             raise ValueError("Expected tokens to take the loss of: pass input_ids= or labels= too.")
+        kept = arguments.get("logits_to_keep")
+        if isinstance(kept, Tensor) or kept:
+            raise ValueError(
+                f"A loss needs the logits of every position, but logits_to_keep={kept!r} keeps "
+                "some: leave it out."
+            )
         return next_token_loss(output.logits, arguments, given, self.cfg, per_token=per_token)
 
     def input_to_embed(

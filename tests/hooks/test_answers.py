@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from tests.conftest import assert_no_hooks
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM
+from vlm_lens.hooks import HookNameError
 
 WRONG: dict[str, tuple[Callable[[torch.Tensor], Any], type[Exception], str]] = {
     "a number": (lambda x: 0.0, TypeError, "got float"),
@@ -97,6 +100,10 @@ NO_HOOKS = {
     "a mapping": ({"hook_embed": print}, "list of pairs"),
     "a function": ([print], "list of pairs"),
     "three things": ([("hook_embed", print, "fwd")], "list of pairs"),
+    "a pair the other way round": (
+        [(print, "hook_embed")],
+        r"\(name, function\) .*got \(function, name\)",
+    ),
     "no function": ([("hook_embed", 3)], "for 'hook_embed', got 3"),
     "a function without hook": ([("hook_embed", lambda t: t)], r"<lambda>\(t\) cannot be called"),
     "a second argument of another name": (
@@ -116,6 +123,19 @@ def test_what_is_no_hook_is_refused_before_any_is_set(llava: Tiny, wrong: str, d
         llava.model.run_with_hooks("red", **given)
     with pytest.raises(TypeError, match=message):
         llava.model.hooks(**given).__enter__()
+    assert_no_hooks(llava.model)
+
+
+def test_a_hook_at_no_point_is_refused(llava: Tiny):
+    """It would change nothing, without a word."""
+
+    def read(tensor: Tensor, hook: HookPoint) -> None: ...
+
+    for hook in ([("hook_embed", read), ([], read)], [((), read)]):
+        with pytest.raises(HookNameError, match="names of hook points to set a hook at"):
+            llava.model.run_with_hooks("red", fwd_hooks=hook)
+    with pytest.raises(HookNameError, match="names of hook points"):
+        llava.model.add_hook([], read)
     assert_no_hooks(llava.model)
 
 
