@@ -233,10 +233,10 @@ def test_a_sample_that_the_model_cannot_take_is_left_out_with_a_reason(
     assert scores.n_samples == {"data": 2}
     assert scores.parameters["left_out"] == {"data": [1]}
     said, err = capsys.readouterr()
-    assert "Note: 1 sample(s) left out of 'data': ValueError" in said
+    assert "Note: 1 sample left out of 'data': ValueError" in said
     assert all(line.startswith("[") for line in err.splitlines())
     shown = page_in(out)
-    assert "1 sample(s) left out of 'data'" in shown.text
+    assert "1 sample left out of 'data'" in shown.text
     assert shown.count("img") == 0
     assert len(loaded) == 1
 

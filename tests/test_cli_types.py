@@ -152,7 +152,7 @@ def test_samples_that_cannot_count_are_left_out_with_a_reason(
     said, err = capsys.readouterr()
     notes = [line for line in said.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 2
-    assert all("1 sample(s) left out: " in note for note in notes)
+    assert all("1 sample left out: " in note for note in notes)
     assert "answer" in said
     assert all(line.startswith("[") for line in err.splitlines())
     assert notes[0].removeprefix("Note: ") in page_in(out).text
@@ -172,7 +172,7 @@ def test_samples_without_an_image_are_left_out(
     ]
     monkeypatch.setattr("vlm_lens.data.load_samples", lambda *_, **__: mixed)
     assert run("types", *FEW, "--out", out) == 0
-    assert "Note: 2 sample(s) left out: no image" in capsys.readouterr().out
+    assert "Note: 2 samples left out: no image" in capsys.readouterr().out
     assert NeuronTypes.load(out).parameters["n_samples"] == 3
     assert len(loaded) == 1
 

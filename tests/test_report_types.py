@@ -151,12 +151,12 @@ def test_all_combinations_are_folded_where_there_are_more(
 
 def test_the_page_shows_what_was_found() -> None:
     found = types()
-    shown = Page(html(found, notes=["2 sample(s) left out: no image"]))
+    shown = Page(html(found, notes=["2 samples left out: no image"]))
     assert_self_contained(shown)
     text = " ".join(shown.text.split())
     for said in (
         *(words.headline(found, "tiny"), *words.on_chance(found), *words.on_thresholds(found)),
-        *("2 sample(s) left out: no image", "1 sample(s) left out: it is not finite"),
+        *("2 samples left out: no image", "1 sample left out: it is not finite"),
         *("vlm-lens types", "top_samples 10", "n 30", "Samples 30 Neurons 4"),
     ):
         assert said in text, said

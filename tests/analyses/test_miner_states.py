@@ -161,8 +161,8 @@ def test_convergence_needs_samples_with_both(llava: Tiny):
         convergence(llava.model, samples(), k=0)
     some = convergence(llava.model, samples()[:2] + samples()[2:3] * 4)
     assert some.notes == (
-        "text and image occur together in only 2 sample(s): left out",
-        "special and image occur together in only 2 sample(s): left out",
+        "text and image occur together in only 2 samples: left out",
+        "special and image occur together in only 2 samples: left out",
     )
     assert set(some.frame["b"]) == {"special"}
 
@@ -248,7 +248,7 @@ def test_states_that_are_not_finite_are_left_out():
     model.hf_model.model.language_model.embed_tokens.weight.data[word] = torch.nan
     found = pooled_states(model, samples())
     assert found.samples["text"] == [0, 1, 2, 3, 5, 6]
-    assert found.notes == ("1 sample(s) left out of 'data': its hidden states are infinite or NaN",)
+    assert found.notes == ("1 sample left out of 'data': its hidden states are infinite or NaN",)
     attention = last_token_attention(model, samples())
     assert attention.frame["mass"].notna().all()
     assert "attention is infinite or NaN" in attention.notes[0]

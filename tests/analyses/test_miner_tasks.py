@@ -165,7 +165,7 @@ def test_samples_without_an_answer_do_not_count(plants: PlantedTasks):
     good = plants.tasks["text"][0]
     samples = [good, Sample(images=[], text="what ?"), Sample(images=[], text="a ?", answer=" ")]
     found = measure(plants.model, {"words": samples}, {}, max_new_tokens=1)
-    assert found.notes == ("2 sample(s) of 'words' left out: they have no answer",)
+    assert found.notes == ("2 samples of 'words' left out: they have no answer",)
     assert found.of[CLEAN]["words"].tolist() == [1.0]
     with pytest.raises(ValueError, match="got 2 without"):
         measure(plants.model, {"words": samples[1:]}, {})

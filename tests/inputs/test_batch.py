@@ -55,7 +55,7 @@ def test_positions_mask(inputs: Inputs):
 
 def test_repr(inputs: Inputs):
     assert repr(inputs) == (
-        "Inputs(2 sample(s) of 20 positions, 1 image(s): input_ids [2, 20], "
+        "Inputs(2 samples of 20 positions, 1 image: input_ids [2, 20], "
         "attention_mask [2, 20], pixel_values [1, 3, 32, 32], on cpu)"
     )
 

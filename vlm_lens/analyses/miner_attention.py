@@ -24,6 +24,7 @@ from vlm_lens.analyses.miner_layers import few_logits
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import SPLITS, Split
 from vlm_lens.analyses.miner_tasks import CLEAN, Masking, Value, control_of
+from vlm_lens.counted import counted
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
@@ -120,10 +121,10 @@ def last_token_attention(
             not_finite[name] += _add(masses, model, inputs, name, masking, split)
         if on_batch is not None:
             on_batch(min(done, len(chunks)), len(chunks))
-    notes = [f"{n} sample(s) left out of {reason}" for reason, n in refused.items()]
+    notes = [f"{counted(n, 'sample')} left out of {reason}" for reason, n in refused.items()]
     notes += [
-        f"in {n} sample(s) attention is infinite or NaN in some layers, where they are left out; "
-        f"masked: {name}"
+        f"in {counted(n, 'sample')} attention is infinite or NaN in some layers, where they "
+        f"are left out; masked: {name}"
         for name, n in not_finite.items()
         if n
     ]

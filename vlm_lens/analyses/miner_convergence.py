@@ -20,6 +20,7 @@ from vlm_lens.analyses.miner_inputs import Datasets
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import Split
 from vlm_lens.analyses.miner_states import pooled_states
+from vlm_lens.counted import counted
 from vlm_lens.model import HookedVLM
 from vlm_lens.results import provenance
 
@@ -109,7 +110,9 @@ def convergence(
     for a, b in combinations(states.vectors, 2):
         one, two = (vectors.double() for vectors in states.pair(a, b))
         if len(one) <= _LEAST:
-            notes.append(f"{a} and {b} occur together in only {len(one)} sample(s): left out")
+            notes.append(
+                f"{a} and {b} occur together in only {counted(len(one), 'sample')}: left out"
+            )
             continue
         for depth, name in enumerate(states.names):
             x, y = one[:, depth], two[:, depth]

@@ -12,6 +12,7 @@ from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
 from vlm_lens.data.sample import ONE_ALONE
 from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.samples import why_refused
 from vlm_lens.model import HookedVLM
 
 Item = Sample | Inputs
@@ -148,7 +149,7 @@ def prepared(
             if isinstance(chunk.content, Inputs):
                 raise
             if len(chunk) == 1:
-                refused[f"{chunk.dataset!r}: {type(error).__name__}: {error}"] += 1
+                refused[f"{chunk.dataset!r}: {why_refused(error)}"] += 1
             else:
                 yield from prepared(model, chunk.singles(), refused)
             continue

@@ -16,7 +16,9 @@ from vlm_lens.analyses.miner_inputs import REFUSED, Chunk
 from vlm_lens.analyses.miner_layers import run_layers
 from vlm_lens.analyses.miner_scores import METRICS
 from vlm_lens.analyses.progress import Progress
+from vlm_lens.counted import counted
 from vlm_lens.inputs import Inputs, TokenMap
+from vlm_lens.inputs.samples import why_refused
 from vlm_lens.model import HookedVLM
 
 Separate = Callable[[TokenMap], tuple[Int[Tensor, " token"], Bool[Tensor, "modality token"]]]
@@ -169,7 +171,7 @@ class Pass:
             name: sum(len(c) for c in self._chunks if c.dataset == name) - len(left_out[name])
             for name in self._datasets
         }
-        notes = [f"{n} sample(s) left out of {reason}" for reason, n in reasons.items()]
+        notes = [f"{counted(n, 'sample')} left out of {reason}" for reason, n in reasons.items()]
         if nothing := [name for name, n in n_samples.items() if not n]:
             raise ValueError(f"no sample of data set {nothing[0]!r} counts: {'; '.join(notes)}")
         if notes:
@@ -222,7 +224,7 @@ class Pass:
         try:
             chunk.singles()[place].prepare(self._model)
         except REFUSED as error:
-            return f"{type(error).__name__}: {error}"
+            return why_refused(error)
         return NOT_FINITE
 
 

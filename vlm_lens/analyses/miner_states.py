@@ -17,6 +17,7 @@ from vlm_lens.analyses.miner import separate
 from vlm_lens.analyses.miner_inputs import Datasets, chunks_of, named, prepared
 from vlm_lens.analyses.miner_layers import few_logits, reader
 from vlm_lens.analyses.miner_scores import SPLITS, Split
+from vlm_lens.counted import counted
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
@@ -98,7 +99,7 @@ def pooled_states(
         n_seen += len(chunk)
         if on_batch is not None:
             on_batch(min(done, len(chunks)), len(chunks))
-    notes = tuple(f"{n} sample(s) left out of {reason}" for reason, n in refused.items())
+    notes = tuple(f"{counted(n, 'sample')} left out of {reason}" for reason, n in refused.items())
     found = {modality: torch.stack(some) for modality, some in kept.items() if some}
     if not found:
         raise ValueError(f"expected samples to look at, but none counts: {'; '.join(notes)}")

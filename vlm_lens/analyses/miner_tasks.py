@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vlm_lens.analyses.miner_inputs import REFUSED, Chunk, chunks_of
+from vlm_lens.counted import counted
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooked_root import HookNeverFiredWarning
@@ -280,7 +281,7 @@ def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[st
     """The samples that have answers, and notes about the others."""
     if not tasks:
         raise ValueError("expected at least one task, got none")
-    counted, notes = {}, []
+    answered, notes = {}, []
     for name, items in tasks.items():
         one_only = isinstance(items, Sample)
         check_are_samples(items if one_only else [i for i in items if not isinstance(i, Answered)])
@@ -291,9 +292,9 @@ def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[st
                 "them answers, or leave the task out"
             )
         if missing := len(items) - len(kept):
-            notes.append(f"{missing} sample(s) of {name!r} left out: they have no answer")
-        counted[name] = kept
-    return counted, tuple(notes)
+            notes.append(f"{counted(missing, 'sample')} of {name!r} left out: they have no answer")
+        answered[name] = kept
+    return answered, tuple(notes)
 
 
 def _item(one: Sample | Answered) -> Sample | Inputs:

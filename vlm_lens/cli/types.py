@@ -24,6 +24,7 @@ from vlm_lens.cli.samples import (
     read_samples,
 )
 from vlm_lens.cli.values import finite
+from vlm_lens.counted import counted
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.neuron_types_result import NeuronTypes
@@ -108,7 +109,7 @@ def _checked(
         )
     _check_thresholds(arguments)
     missing = len(every) - len(samples)
-    return folder, samples, [f"{missing:,} sample(s) left out: no image"] if missing else []
+    return folder, samples, [f"{counted(missing, 'sample')} left out: no image"] if missing else []
 
 
 def _check_thresholds(arguments: argparse.Namespace) -> None:

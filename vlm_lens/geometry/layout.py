@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from vlm_lens.counted import counted
 from vlm_lens.geometry.audio import AudioLayout
 from vlm_lens.geometry.grid import PatchGrid
 from vlm_lens.geometry.transform import Size
@@ -111,8 +112,8 @@ class ImageLayout:
         table = self._table(values)
         if table.ndim != 2 or table.shape[0] < n_views or table.shape[1] < n_patches:
             raise ValueError(
-                f"expected {n_views} view(s) of {n_patches} values, one per patch of the encoder, "
-                f"or of {self.n_positions} with its class token, got an array of shape "
+                f"expected {counted(n_views, 'view')} of {n_patches} values, one per patch of the "
+                f"encoder, or of {self.n_positions} with its class token, got an array of shape "
                 f"{values.shape}"
             )
         start = self.n_class if table.shape[1] > n_patches else 0

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vlm_lens.counted import counted
 from vlm_lens.inputs.owners import PositionOwners
 from vlm_lens.inputs.positions import PER_POSITION, lengthen
 from vlm_lens.inputs.token_kinds import Kind
@@ -59,8 +60,8 @@ class Inputs(Mapping[str, Tensor]):
         images = sum(len(images) for images in self.images)
         tensors = ", ".join(f"{name} {list(value.shape)}" for name, value in self.items())
         return (
-            f"Inputs({batch} sample(s) of {length} positions, {images} image(s): {tensors}, "
-            f"on {self.input_ids.device})"
+            f"Inputs({counted(batch, 'sample')} of {length} positions, "
+            f"{counted(images, 'image')}: {tensors}, on {self.input_ids.device})"
         )
 
     @property

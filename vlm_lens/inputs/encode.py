@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vlm_lens.counted import counted
 from vlm_lens.geometry import AudioLayout, ImageLayout, MediaLayout
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.media import Medium
@@ -166,7 +167,7 @@ def _check_placeholders(layouts: list[MediaLayout], found: int, medium: Medium, 
     if found != expected:
         raise ValueError(
             f"sample {index}: the processor wrote {found} {medium.name} positions, but by the "
-            f"model's config its {len(layouts)} {medium.name}(s) become {expected}: use the "
+            f"model's config its {counted(len(layouts), medium.name)} become {expected}: use the "
             "model's own processor, and leave its settings as they are"
         )
 
@@ -181,7 +182,7 @@ def check_length(sample: EncodedSample, config: Any, medium: Medium, *, index: i
     if longest is not None and len(sample.ids) > longest:
         raise ValueError(
             f"sample {index}: the prompt has {len(sample.ids)} tokens ({sum(sample.in_media)} of "
-            f"them {medium.name} tokens of {len(sample.layouts)} {medium.name}(s)), but the "
+            f"them {medium.name} tokens of {counted(len(sample.layouts), medium.name)}), but the "
             f"model's context holds {longest}: shorten the text or pass fewer {medium.name}s"
         )
 

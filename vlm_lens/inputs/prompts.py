@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lens.counted import counted
 from vlm_lens.inputs.media import Medium
 from vlm_lens.inputs.messages import Message, parts_of
 from vlm_lens.inputs.words import check_text
@@ -61,11 +62,12 @@ def render_prompt(
         text = writer.text(prompt, sample)
     else:
         text = writer.messages(prompt, sample)
-    placeholders = text.count(medium.token)
-    if placeholders != writer.n_media:
+    n = text.count(medium.token)
+    if n != writer.n_media:
+        placeholders = counted(n, f"{medium.token!r} placeholder")
         raise ValueError(
-            f"sample {sample}: the prompt has {placeholders} {medium.token!r} placeholder(s), but "
-            f"{n_media} {medium.name}(s) came with it: {_remedy(medium)}. The whole prompt is "
+            f"sample {sample}: the prompt has {placeholders}, but "
+            f"{counted(n_media, medium.name)} came with it: {_remedy(medium)}. The whole prompt is "
             f"{text!r}"
         )
     return text
@@ -104,7 +106,7 @@ class _Writer:
             raise ValueError(
                 f"sample {sample}: the text holds the special token {special[0]!r}, so that it is "
                 f"taken for a finished prompt, but it has no {token!r} placeholder for its "
-                f"{self.n_media} {name}(s): take {special[0]!r} out of the text, or write the "
+                f"{counted(self.n_media, name)}: take {special[0]!r} out of the text, or write the "
                 "placeholders too"
             )
         if self._template is not None and not text.lstrip().startswith(tuple(special)):

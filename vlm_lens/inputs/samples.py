@@ -101,3 +101,14 @@ def _answers(
                 "the prompt"
             )
     return answers
+
+
+def why_refused(error: Exception) -> str:
+    """Why a sample was refused that was prepared alone, so that its number, 0, says nothing.
+
+    Example:
+        >>> why_refused(ValueError("sample 0: the prompt is empty ('')"))
+        "ValueError: the prompt is empty ('')"
+    """
+    words = [str(error).removeprefix("sample 0: "), *getattr(error, "__notes__", [])]
+    return f"{type(error).__name__}: {' '.join(words)}"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from vlm_lens.counted import counted
 from vlm_lens.geometry import AudioLayout, ImageLayout
 
 Modality = Literal["image", "audio", "text", "special", "padding"]
@@ -60,7 +61,7 @@ class PositionKinds:
         if self.modality.count("audio") != spans:
             raise ValueError(
                 f"expected one audio position for each of the {spans} tokens of "
-                f"{len(self.audios)} sound(s), got {self.modality.count('audio')}"
+                f"{counted(len(self.audios), 'sound')}, got {self.modality.count('audio')}"
             )
 
     def __len__(self) -> int:
@@ -157,8 +158,8 @@ class PositionKinds:
     def _layout(self, image: int) -> ImageLayout:
         if not 0 <= image < len(self.layouts):
             raise IndexError(
-                f"there is no image {image}: the sample has {len(self.layouts)} image(s), counted "
-                "from 0"
+                f"there is no image {image}: the sample has "
+                f"{counted(len(self.layouts), 'image')}, counted from 0"
             )
         return self.layouts[image]
 

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vlm_lens.counted import counted
+
 
 class UnknownWordsWarning(UserWarning):
     """The tokenizer does not know some words of a text, so that the model does not see them."""
@@ -50,7 +52,7 @@ def warn_of_unknown_words(tokenizer: Any, rows: Iterable[tuple[Sequence[int], st
         >>> with warnings.catch_warnings(record=True, action="always") as caught:
         ...     warn_of_unknown_words(tokenizer, [(tokenizer("a zebra")["input_ids"], "a zebra")])
         >>> print(caught[0].message)
-        The tokenizer does not know 1 word(s), and gives the model '<unk>' instead: 'zebra'.
+        The tokenizer does not know 1 word, and gives the model '<unk>' instead: 'zebra'.
     """
     unknown = tokenizer.unk_token_id
     texts = [text for ids, text in rows if unknown is not None and unknown in ids]
@@ -59,7 +61,7 @@ def warn_of_unknown_words(tokenizer: Any, rows: Iterable[tuple[Sequence[int], st
         return
     shown = ", ".join(map(repr, list(words)[:5])) + (" ..." if len(words) > 5 else "")
     warnings.warn(
-        f"The tokenizer does not know {len(words)} word(s), and gives the model "
+        f"The tokenizer does not know {counted(len(words), 'word')}, and gives the model "
         f"{tokenizer.unk_token!r} instead: {shown}.",
         UnknownWordsWarning,
         stacklevel=3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lens.analyses.neuron_types_result import LABELS
+from vlm_lens.counted import counted
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.report.miner_words import percent
 from vlm_lens.report.words import listing
@@ -98,7 +99,7 @@ def on_left_out(types: NeuronTypes) -> list[str]:
     reasons: dict[str, int] = {}
     for why in types.parameters.get("left_out", {}).values():
         reasons[why] = reasons.get(why, 0) + 1
-    return [f"{n:,} sample(s) left out: {why}" for why, n in reasons.items()]
+    return [f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items()]
 
 
 def n_neurons(types: NeuronTypes) -> int:

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.data import Sample
 from vlm_lens.hooked_root import HookNeverFiredWarning
+from vlm_lens.inputs.samples import why_refused
 from vlm_lens.model import HookedVLM
 from vlm_lens.statistics.attention import received
 from vlm_lens.statistics.neuron_statistics import NeuronStatistics
@@ -72,7 +73,7 @@ class Plan:
         try:
             prepared = prepare(self.model, samples, numbers, self.answers)
         except (OSError, ValueError) as error:
-            reason = " ".join([f"{type(error).__name__}: {error}", *_notes(error)])
+            reason = why_refused(error)
         else:
             found = self.reduced(prepared)
             wrong = [name for name, site in found.items() if not site.is_finite]
@@ -120,10 +121,6 @@ class Plan:
         with hooked(self.model, hooks):
             forward(self.model, prepared)
         return {name: found[name] for name in self.names if name in found}
-
-
-def _notes(error: Exception) -> list[str]:
-    return getattr(error, "__notes__", [])
 
 
 @contextmanager
