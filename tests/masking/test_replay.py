@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import assert_no_hooks
+from tests.conftest import assert_no_hooks, is_ours
 from tests.families import FAMILIES, KINDS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
@@ -50,8 +50,8 @@ def left_overs(model: HookedVLM) -> list[str]:
         name
         for name, module in model.hf_model.named_modules()
         if "forward" in vars(module)
-        or any("vlm_lens" in hook.__module__ for hook in module._forward_hooks.values())
-        or any("vlm_lens" in hook.__module__ for hook in module._forward_pre_hooks.values())
+        or any(is_ours(hook) for hook in module._forward_hooks.values())
+        or any(is_ours(hook) for hook in module._forward_pre_hooks.values())
     ]
 
 

@@ -27,8 +27,8 @@ def center_and_scale(
         eps: What keeps the scale away from zero.
 
     Example:
-        >>> center_and_scale(torch.tensor([1.0, 3.0]), centers=True, eps=0.0)
-        (tensor([-1.,  1.]), tensor([1.]))
+        >>> center_and_scale(torch.tensor([1.0, 3.0, 1.0, 3.0]), centers=True, eps=0.0)
+        (tensor([-1.,  1., -1.,  1.]), tensor([1.]))
     """
     centered = x.float()
     if centers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,16 +69,15 @@ class PatchRows(SharedAt):
 
     def wire(self, wire: Wire) -> Wire:
         """A wire that keeps the rows up to date as long as it is in place."""
+        return partial(self._wire_both, wire)
 
-        def both(tap: Any) -> Wired:
-            rows = self.use()
-            try:
-                return _Both(rows, wire(tap))
-            except BaseException:
-                rows.remove()
-                raise
-
-        return both
+    def _wire_both(self, wire: Wire, tap: Any) -> Wired:
+        rows = self.use()
+        try:
+            return _Both(rows, wire(tap))
+        except BaseException:
+            rows.remove()
+            raise
 
     def _put_in(self) -> None:
         """Read the module's arguments from now on."""

@@ -238,19 +238,20 @@ def output_of(place: Place, *, view: View | None = None) -> Wire:
     The PyTorch hook is put in front of those already there, so that whatever Hugging Face records
     of this module (hidden states that a projector selects) is what the tap's hooks returned.
     """
+    return partial(_wire_output, place, view)
 
-    def wire(tap: Tap) -> Wired:
-        module = place.module
 
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            answer = through(tap, output if isinstance(output, Tensor) else output[0], view)
-            return None if answer is None else _with_first(output, answer)
+def _wire_output(place: Place, view: View | None, tap: Tap) -> Wired:
+    module = place.module
+    # A norm that a probe computes again is the probe's own output: the tap comes after it.
+    first = module not in recomputed_modules
+    hook = partial(_pass_output, tap, view)
+    return _At(place, module, module.register_forward_hook(hook, prepend=first))
 
-        # A norm that a probe computes again is the probe's own output: the tap comes after it.
-        first = module not in recomputed_modules
-        return _At(place, module, module.register_forward_hook(hook, prepend=first))
 
-    return wire
+def _pass_output(tap: Tap, view: View | None, _module: nn.Module, _args: Any, output: Any) -> Any:
+    answer = through(tap, output if isinstance(output, Tensor) else output[0], view)
+    return None if answer is None else _with_first(output, answer)
 
 
 def _with_first(output: Any, answer: Tensor) -> Any:
@@ -275,23 +276,32 @@ def input_of(
         view: What hooks see of the tensor.
     """
 
-    def wire(tap: Tap) -> Wired:
-        module = place.module
-        name = keyword or _first_parameter(module)
+    return partial(_wire_input, place, _Input(keyword, private, view))
 
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
-            value = args[0] if args else kwargs[name]
-            given = value if private or tap.only_reads else _twin(value)
-            answer = through(tap, given, view)
-            if answer is None:
-                if given is value:
-                    return None
-                answer = given
-            return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
-        return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
+class _Input(NamedTuple):
+    keyword: str | None
+    private: bool
+    view: View | None
 
-    return wire
+
+def _wire_input(place: Place, which: _Input, tap: Tap) -> Wired:
+    module = place.module
+    hook = partial(_pass_input, tap, which, which.keyword or _first_parameter(module))
+    return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _pass_input(
+    tap: Tap, which: _Input, name: str, _module: nn.Module, args: tuple, kwargs: dict
+) -> Any:
+    value = args[0] if args else kwargs[name]
+    given = value if which.private or tap.only_reads else _twin(value)
+    answer = through(tap, given, which.view)
+    if answer is None:
+        if given is value:
+            return None
+        answer = given
+    return ((answer, *args[1:]), kwargs) if args else (args, {**kwargs, name: answer})
 
 
 def _twin(value: Tensor) -> Tensor:
@@ -320,29 +330,31 @@ def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
     Replacing the argument would change the norm's input and leave the residual branch as it was.
     So what hooks answer is put into the tensor that both branches share.
     """
+    return partial(_wire_shared_input, place, view)
 
-    def wire(tap: Tap) -> Wired:
-        module = place.module
-        name = _first_parameter(module)
 
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            shared = args[0] if args else kwargs[name]
-            if torch.is_grad_enabled():
-                # Hooks see a copy, which stays as it was for backward; they may also change the
-                # gradient alone, so their answer always counts.
-                copy = shared.clone()
-                answer = through(tap, copy, view)
-                shared.copy_(copy if answer is None else answer)
-                return
-            answer = through(tap, shared, view)
-            if answer is not None:  # other memory, so that what a cache kept is not overwritten
-                shared.data = answer
+def _wire_shared_input(place: Place, view: View | None, tap: Tap) -> Wired:
+    module = place.module
+    hook = partial(_pass_shared_input, tap, view, _first_parameter(module))
+    # First, since the input alone may be replaced too (`hook_mlp_in`).
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    return _At(place, module, handle)
 
-        # First, since the input alone may be replaced too (`hook_mlp_in`).
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-        return _At(place, module, handle)
 
-    return wire
+def _pass_shared_input(
+    tap: Tap, view: View | None, name: str, _module: nn.Module, args: tuple, kwargs: dict
+) -> None:
+    shared = args[0] if args else kwargs[name]
+    if torch.is_grad_enabled():
+        # Hooks see a copy, which stays as it was for backward; they may also change the gradient
+        # alone, so their answer always counts.
+        copy = shared.clone()
+        answer = through(tap, copy, view)
+        shared.copy_(copy if answer is None else answer)
+        return
+    answer = through(tap, shared, view)
+    if answer is not None:  # other memory, so that what a cache kept is not overwritten
+        shared.data = answer
 
 
 def through(tap: Tap, value: Tensor, view: View | None) -> Tensor | None:
