@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -106,13 +107,22 @@ def test_verify_finds_every_hook_point_alive(family: Built):
     assert len(found.unread) == expected.get(family.name, 0)
 
 
+def of_each_kind(model: HookedVLM) -> list[str]:
+    """The first and the last of the hook points that differ in the number of their block only."""
+    names = list(model.hook_dict)
+    first, last = (
+        {re.sub(r"\.\d+\.", ".", name): name for name in some} for some in (names[::-1], names)
+    )
+    return list(dict.fromkeys([*first.values(), *last.values()]))
+
+
 def test_writing_anywhere_changes_the_logits(family: Built):
-    """The same as `verify` finds with gradients, with a write at every hook point."""
+    """The same as `verify` finds with gradients, with a write at a hook point of each kind."""
     inputs, model = family.inputs("image"), family.model
     unread = model.verify(inputs).unread
     with torch.no_grad():
         clean = model(inputs)
-        for name in model.hook_dict:
+        for name in of_each_kind(model):
             hook = (name, lambda t, hook: t * 1.5 + 0.1)
             changed = model.run_with_hooks(inputs, fwd_hooks=[hook])
             assert torch.equal(clean, changed) == (name in unread), name
@@ -120,6 +130,7 @@ def test_writing_anywhere_changes_the_logits(family: Built):
 
 def test_writing_back_what_was_read_changes_nothing(family: Built):
     """So the way into the plain layout and the way back are each other's inverse."""
+    each = of_each_kind(family.model)
     for kind in KINDS[family.name]:
         if kind == "text":
             continue
@@ -127,10 +138,11 @@ def test_writing_back_what_was_read_changes_nothing(family: Built):
         encoder_decoder = family.model.cfg.is_encoder_decoder
         real = ... if encoder_decoder else inputs["attention_mask"].bool()
         hooks = [(name, lambda t, hook: t.clone()) for name in family.model.hook_dict]
+        single = [[hook] for hook in hooks if hook[0] in each]
         with torch.no_grad():
             clean = family.model(inputs)[real]
             # One by one where one image is seen, and all at once for all other kinds of inputs.
-            for some in [[hook] for hook in hooks] if kind == "image" else [hooks]:
+            for some in [*single, hooks] if kind == "image" else [hooks]:
                 same = family.model.run_with_hooks(inputs, fwd_hooks=some)[real]
                 torch.testing.assert_close(same, clean, rtol=1e-4, atol=1e-4)
 

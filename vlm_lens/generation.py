@@ -187,15 +187,15 @@ class Generation(ModelInputs):
         self, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> AbstractContextManager[None]:
         """The block in which hooks are told of the prompt that is generated from."""
-
-        def option(name: str) -> Any:
-            asked = options.get("generation_config") or text_of(self).head.generation_config
-            return options[name] if name in options else getattr(asked, name, None)
-
+        asked = options.get("generation_config") or text_of(self).head.generation_config
+        chunk, guidance = (
+            options.get(name, getattr(asked, name, None))
+            for name in ("prefill_chunk_size", "guidance_scale")
+        )
         return self._step.generating(
             self._prompt_length(arguments),
-            chunked=option("prefill_chunk_size") is not None,
-            guided=option("guidance_scale") not in (None, 1, 1.0),
+            chunked=chunk is not None,
+            guided=guidance not in (None, 1, 1.0),
         )
 
     def _told(

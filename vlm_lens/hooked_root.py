@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -243,11 +244,9 @@ class TapRoot(HookedRootModule):
 
         vars(keep)["only_reads"] = True
 
-        def keep_gradient(tensor: Tensor, hook: HookPoint) -> None:
-            keep(tensor, hook, "_grad")
-
         names = resolve_names(names_filter, self.hook_dict)
         fwd = [(name, keep) for name in names]
+        keep_gradient = partial(keep, suffix="_grad")
         return kept, fwd, [(name, keep_gradient) for name in names] if incl_bwd else []
 
 

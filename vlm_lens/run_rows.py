@@ -23,15 +23,15 @@ def arguments_of(hf_model: nn.Module) -> Iterator[dict[str, Any]]:
         A dictionary that holds them after the forward.
     """
     found: dict[str, Any] = {}
-
-    def read(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        found.update(kwargs)
-
-    handle = hf_model.register_forward_pre_hook(read, with_kwargs=True)
+    handle = hf_model.register_forward_pre_hook(partial(_read, found), with_kwargs=True)
     try:
         yield found
     finally:
         handle.remove()
+
+
+def _read(found: dict[str, Any], _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    found.update(kwargs)
 
 
 def owners_of_run(

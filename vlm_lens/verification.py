@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,18 +191,20 @@ def _watched(model: HookedVLM) -> Iterator[_Weights]:
     }
     with ExitStack() as stack:
         for name, projection in projections.items():
-
-            def hold(
-                _module: Any,
-                args: tuple,
-                output: Tensor,
-                name: str = name,
-                projection: Projection = projection,
-            ) -> None:
-                weights.hold(name, projection, args[0], output)
-
+            hold = partial(_hold, weights, name, projection)
             stack.enter_context(projection.module.register_forward_hook(hold))
         yield weights
+
+
+def _hold(
+    weights: _Weights,
+    name: str,
+    projection: Projection,
+    _module: Any,
+    args: tuple,
+    output: Tensor,
+) -> None:
+    weights.hold(name, projection, args[0], output)
 
 
 def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:

@@ -177,7 +177,7 @@ def test_values_of_the_encoder():
         again = layout.patch_values(other)
         assert all(np.array_equal(a, b) for a, b in zip(arranged, again, strict=True))
     with pytest.raises(
-        ValueError, match=r"expected 3 view\(s\) of 16 values.*or of 17 .*\(2, 17\)"
+        ValueError, match=r"expected 3 views of 16 values.*or of 17 .*\(2, 17\)"
     ):
         layout.patch_values(values[:2])
 

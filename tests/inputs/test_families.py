@@ -332,7 +332,7 @@ def test_a_processor_that_places_images_itself_takes_one_and_no_placeholder(name
 def test_another_number_of_positions_than_the_model_expects_is_an_error(monkeypatch):
     _, processor = built("blip2-opt")
     monkeypatch.setattr(processor, "num_query_tokens", 3)
-    match = r"sample 0: the processor wrote 3 image positions, but .* 1 image\(s\) become 4"
+    match = r"sample 0: the processor wrote 3 image positions, but .* 1 images? become 4"
     with pytest.raises(ValueError, match=match):
         run("blip2-opt", picture(0))
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -156,14 +157,21 @@ def _gradient_reducer(
         # A layer that the loss does not depend on gets no gradient: its sum stays 0.
         sums[name] = watched.new_zeros(watched.shape[-1], dtype=wide, requires_grad=False)
         kept = [watched.detach()]
-
-        def reduce(gradient: Tensor) -> None:
-            sums[name] += pool(name, importance, kept.pop(), gradient)
-
-        watched.register_hook(reduce)
+        watched.register_hook(partial(_add_to, sums[name], pool, name, importance, kept))
         return watched
 
     return watch
+
+
+def _add_to(
+    total: Tensor,
+    pool: TokenPool,
+    name: str,
+    importance: Importance,
+    kept: list[Tensor],
+    gradient: Tensor,
+) -> None:
+    total += pool(name, importance, kept.pop(), gradient)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -60,11 +61,12 @@ class TokenPool:
         key = (id(owners), tensors[0].device, wide)  # the ownership keeps its owners alive
         if key not in self._plans:
             self._plans[key] = self._plan(name, owners, *key[1:])
+        return self._plans[key](partial(self._into_scratch, per_position, wide), *tensors)
 
-        def importance(*parts: Tensor) -> Tensor:
-            return per_position(*parts, out=self._scratch.like(parts[0], wide))
-
-        return self._plans[key](importance, *tensors)
+    def _into_scratch(
+        self, per_position: PerPosition, dtype: torch.dtype, *parts: Tensor
+    ) -> Tensor:
+        return per_position(*parts, out=self._scratch.like(parts[0], dtype))
 
     def _plan(
         self, name: str, owners: Owners, device: torch.device, dtype: torch.dtype

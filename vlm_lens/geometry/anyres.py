@@ -171,11 +171,8 @@ def _spans(first: int, kept: int, shown: int, per_tile: int, patch: int, tile: i
         patch: Edge of a patch.
         tile: Edge of a tile; what its patches leave over of it, no cell shows.
     """
-
-    def pixel(tile_index: int, position: float) -> float:
-        return tile_index * tile + (position - tile_index * per_tile) * patch
-
+    left_over = tile - per_tile * patch  # of each tile
     borders = [first + kept * i / max(shown, 1) for i in range(shown + 1)]
-    starts = [pixel(math.floor(border / per_tile), border) for border in borders[:-1]]
-    ends = [pixel(math.ceil(border / per_tile) - 1, border) for border in borders[1:]]
+    starts = [math.floor(at / per_tile) * left_over + at * patch for at in borders[:-1]]
+    ends = [(math.ceil(at / per_tile) - 1) * left_over + at * patch for at in borders[1:]]
     return tuple(zip(starts, ends, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -55,10 +56,12 @@ def slice_view(start: int, stop: int) -> View:
         >>> view.put_back(view.show(fused) * 10, fused)
         tensor([ 0.,  1., 20., 30.,  4.,  5.])
     """
+    return View(
+        show=lambda x: x[..., start:stop], put_back=partial(_with_slice, slice(start, stop))
+    )
 
-    def put_back(answer: Tensor, x: Tensor) -> Tensor:
-        changed = x.clone()
-        changed[..., start:stop] = answer
-        return changed
 
-    return View(show=lambda x: x[..., start:stop], put_back=put_back)
+def _with_slice(where: slice, answer: Tensor, x: Tensor) -> Tensor:
+    changed = x.clone()
+    changed[..., where] = answer
+    return changed

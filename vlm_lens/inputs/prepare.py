@@ -103,7 +103,7 @@ def prepare(
         ...     processor, config, images=picture, text="what color ?", layout=fixed_layout
         ... )
         >>> inputs
-        Inputs(1 sample(s) of 52 positions, 1 image(s): input_ids [1, 52], attention_mask [1, 52], \
+        Inputs(1 sample of 52 positions, 1 image: input_ids [1, 52], attention_mask [1, 52], \
 pixel_values [1, 3, 224, 224], on cpu)
         >>> inputs.token_map
         [TokenMap(52 positions: 49 image (7x7), 3 text)]

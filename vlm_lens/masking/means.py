@@ -50,6 +50,8 @@ def mean_activations(
     names = list(dict.fromkeys(names))
     if weights := [name for name in names if name.endswith(PATTERN_SITES)]:
         raise ValueError(f"expected hook points with neurons, got {weights[0]!r}")
+    if not names:
+        return {}
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for batch in batches:

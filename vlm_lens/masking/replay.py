@@ -81,18 +81,18 @@ class Replay:
             self._has_run = True
 
     def _keeping(self, module: nn.Module, copies: int) -> Any:
-        def keep(module: nn.Module, _args: Any, output: Any) -> None:
-            if module in self.outputs:
-                raise RuntimeError(
-                    f"{type(module).__name__} runs more than once in a forward, so that its output "
-                    "cannot be returned again: measure with reuse=False."
-                )
-            # Copies are alike up to here.
-            self.outputs[module] = tree_map_only(Tensor, partial(_first_copy, copies), output)
-            # Only these are skipped: without an image Mllama leaves blocks out, perhaps a kept one.
-            self._is_tuple |= self._seen
+        return _hooked(module, partial(self._keep, copies))
 
-        return _hooked(module, keep)
+    def _keep(self, copies: int, module: nn.Module, _args: Any, output: Any) -> None:
+        if module in self.outputs:
+            raise RuntimeError(
+                f"{type(module).__name__} runs more than once in a forward, so that its output "
+                "cannot be returned again: measure with reuse=False."
+            )
+        # Copies are alike up to here.
+        self.outputs[module] = tree_map_only(Tensor, partial(_first_copy, copies), output)
+        # Only these are skipped: without an image Mllama leaves blocks out, perhaps a kept one.
+        self._is_tuple |= self._seen
 
     def _note_kind(self, module: nn.Module, _args: Any, output: Any) -> None:
         self._seen[module] = isinstance(output, tuple)

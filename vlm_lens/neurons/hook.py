@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
@@ -22,14 +22,12 @@ def kept_on_devices(tensor: Tensor) -> Callable[..., Tensor]:
     """The tensor as ``constant(device, dtype)``, copied to each device and dtype only once."""
     # A copy made in inference mode could never be used in a forward pass with gradients.
     with torch.inference_mode(False):
-        source = tensor.detach().clone()
+        return cache(partial(_moved, tensor.detach().clone()))
 
-    @cache
-    def constant(device: torch.device, dtype: torch.dtype) -> Tensor:
-        with torch.inference_mode(False):
-            return source.to(device, dtype)
 
-    return constant
+def _moved(source: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return source.to(device, dtype)
 
 
 class NeuronHook:

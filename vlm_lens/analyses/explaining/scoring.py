@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,19 +117,22 @@ def simulated(held_out: Exemplars, explanation: Explanation, simulator: Simulato
     Raises:
         ValueError: It does not return a number for each position.
     """
-
-    def one(exemplar: Exemplar) -> Exemplar:
-        found = np.asarray(simulator(explanation, exemplar.view), dtype=np.float64)
-        if found.shape != (len(exemplar.view),) or np.isinf(found).any():
-            raise ValueError(
-                f"expected the simulator to return {len(exemplar.view)} finite numbers (or NaN) "
-                f"for {exemplar.view!r}, got shape {found.shape}"
-            )
-        return replace(exemplar, predicted=found)
-
+    one = partial(_with_prediction, simulator, explanation)
     return replace(
         held_out, top=tuple(map(one, held_out.top)), random=tuple(map(one, held_out.random))
     )
+
+
+def _with_prediction(
+    simulator: Simulator, explanation: Explanation, exemplar: Exemplar
+) -> Exemplar:
+    found = np.asarray(simulator(explanation, exemplar.view), dtype=np.float64)
+    if found.shape != (len(exemplar.view),) or np.isinf(found).any():
+        raise ValueError(
+            f"expected the simulator to return {len(exemplar.view)} finite numbers (or NaN) "
+            f"for {exemplar.view!r}, got shape {found.shape}"
+        )
+    return replace(exemplar, predicted=found)
 
 
 # Against others -----------------------------------------------------------------------------------
