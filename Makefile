@@ -9,7 +9,7 @@ demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
 
 test: $(READY)  ## all tests, public examples included
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
