@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformer_lens.utilities import Slice
 
 from vlm_lens.hooks import Tap
+from vlm_lens.hooks.bound import Bound
 from vlm_lens.inputs import TokenMap
 from vlm_lens.inputs.owners import READ, PositionOwners
 
@@ -23,7 +24,7 @@ def arguments_of(hf_model: nn.Module) -> Iterator[dict[str, Any]]:
         A dictionary that holds them after the forward.
     """
     found: dict[str, Any] = {}
-    handle = hf_model.register_forward_pre_hook(partial(_read, found), with_kwargs=True)
+    handle = hf_model.register_forward_pre_hook(Bound(_read, found), with_kwargs=True)
     try:
         yield found
     finally:

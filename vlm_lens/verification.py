@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from vlm_lens.architectures.components import Component
 from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks.adapters import beneath
+from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _watched(model: HookedVLM) -> Iterator[_Weights]:
     }
     with ExitStack() as stack:
         for name, projection in projections.items():
-            hold = partial(_hold, weights, name, projection)
+            hold = Bound(_hold, weights, name, projection)
             stack.enter_context(projection.module.register_forward_hook(hold))
         yield weights
 

@@ -176,9 +176,7 @@ def test_values_of_the_encoder():
     for other in (values[:, 1:], values.ravel(), values[:, 1:].ravel(), np.pad(values, (0, 5))):
         again = layout.patch_values(other)
         assert all(np.array_equal(a, b) for a, b in zip(arranged, again, strict=True))
-    with pytest.raises(
-        ValueError, match=r"expected 3 views of 16 values.*or of 17 .*\(2, 17\)"
-    ):
+    with pytest.raises(ValueError, match=r"expected 3 views of 16 values.*or of 17 .*\(2, 17\)"):
         layout.patch_values(values[:2])
 
 

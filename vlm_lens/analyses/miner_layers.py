@@ -96,10 +96,11 @@ def run_layers(
         heads = waiting.pop(name, {})
         on_layer(name, tensor.detach(), heads.get("q"), heads.get("k"))
 
+    hooks = [(list(some), hook) for some, hook in ((points, keep), (names, reduce)) if some]
     with warnings.catch_warnings():
         # Mllama leaves its cross-attention layers out where there is no image.
         warnings.simplefilter("ignore", HookNeverFiredWarning)
-        with model.hooks([(list(points), keep), (list(names), reduce)]):
+        with model.hooks(hooks):
             model(inputs, return_type=None, use_cache=False, **few_logits(model))
 
 

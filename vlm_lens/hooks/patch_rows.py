@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.shared import SharedAt
 from vlm_lens.hooks.tap import Tap, Wire, Wired
@@ -69,7 +69,7 @@ class PatchRows(SharedAt):
 
     def wire(self, wire: Wire) -> Wire:
         """A wire that keeps the rows up to date as long as it is in place."""
-        return partial(self._wire_both, wire)
+        return Bound(self._wire_both, wire)
 
     def _wire_both(self, wire: Wire, tap: Any) -> Wired:
         rows = self.use()

@@ -21,6 +21,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 from transformers.utils import ModelOutput
 
 from vlm_lens.hooks.answers import answer_of, check_hook
+from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.view import View
 from vlm_lens.hooks.wired import WiredTaps
@@ -238,14 +239,14 @@ def output_of(place: Place, *, view: View | None = None) -> Wire:
     The PyTorch hook is put in front of those already there, so that whatever Hugging Face records
     of this module (hidden states that a projector selects) is what the tap's hooks returned.
     """
-    return partial(_wire_output, place, view)
+    return Bound(_wire_output, place, view)
 
 
 def _wire_output(place: Place, view: View | None, tap: Tap) -> Wired:
     module = place.module
     # A norm that a probe computes again is the probe's own output: the tap comes after it.
     first = module not in recomputed_modules
-    hook = partial(_pass_output, tap, view)
+    hook = Bound(_pass_output, tap, view)
     return _At(place, module, module.register_forward_hook(hook, prepend=first))
 
 
@@ -276,7 +277,7 @@ def input_of(
         view: What hooks see of the tensor.
     """
 
-    return partial(_wire_input, place, _Input(keyword, private, view))
+    return Bound(_wire_input, place, _Input(keyword, private, view))
 
 
 class _Input(NamedTuple):
@@ -287,7 +288,7 @@ class _Input(NamedTuple):
 
 def _wire_input(place: Place, which: _Input, tap: Tap) -> Wired:
     module = place.module
-    hook = partial(_pass_input, tap, which, which.keyword or _first_parameter(module))
+    hook = Bound(_pass_input, tap, which, which.keyword or _first_parameter(module))
     return _At(place, module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
@@ -330,12 +331,12 @@ def shared_input_of(place: Place, *, view: View | None = None) -> Wire:
     Replacing the argument would change the norm's input and leave the residual branch as it was.
     So what hooks answer is put into the tensor that both branches share.
     """
-    return partial(_wire_shared_input, place, view)
+    return Bound(_wire_shared_input, place, view)
 
 
 def _wire_shared_input(place: Place, view: View | None, tap: Tap) -> Wired:
     module = place.module
-    hook = partial(_pass_shared_input, tap, view, _first_parameter(module))
+    hook = Bound(_pass_shared_input, tap, view, _first_parameter(module))
     # First, since the input alone may be replaced too (`hook_mlp_in`).
     handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     return _At(place, module, handle)

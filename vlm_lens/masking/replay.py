@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vlm_lens.hooks import Place
+from vlm_lens.hooks.bound import Bound
 from vlm_lens.neurons.neuron import split_name
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Replay:
             self._has_run = True
 
     def _keeping(self, module: nn.Module, copies: int) -> Any:
-        return _hooked(module, partial(self._keep, copies))
+        return _hooked(module, Bound(self._keep, copies))
 
     def _keep(self, copies: int, module: nn.Module, _args: Any, output: Any) -> None:
         if module in self.outputs:
