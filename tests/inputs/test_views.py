@@ -76,7 +76,7 @@ def test_values_of_a_view_are_those_of_the_whole_image_by_default():
     assert token_map.grid() is token_map.layouts[0].grids[0]
     assert token_map.grid_values(values).tolist() == [[1, 2], [3, 4]]
     assert token_map.grid_values(values[1:], view=1)[0].tolist() == [5, 6, 7, 8]
-    with pytest.raises(IndexError, match=r"there is no view 2: image 0 has 2 view\(s\)"):
+    with pytest.raises(IndexError, match=r"there is no view 2: image 0 has 2 views"):
         token_map.grid_values(values, view=2)
 
 

@@ -1,5 +1,6 @@
 """Where in its image, or when in its sound, each position of a sample lies."""
 
+from vlm_lens.counted import counted
 from vlm_lens.geometry import Box, Number, PatchGrid
 from vlm_lens.inputs.token_kinds import NO_CELL, PositionKinds
 
@@ -163,8 +164,8 @@ class PositionPlaces(PositionKinds):
             return layout.overview
         if not 0 <= view < len(layout.grids):
             raise IndexError(
-                f"there is no view {view}: image {image} has {len(layout.grids)} view(s), counted "
-                "from 0"
+                f"there is no view {view}: image {image} has "
+                f"{counted(len(layout.grids), 'view')}, counted from 0"
             )
         return view
 
