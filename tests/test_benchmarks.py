@@ -267,7 +267,10 @@ def test_every_family_can_be_widened(name: str):
 
 def test_the_table_of_families_has_a_row_for_each(measured: dict[str, dict[str, Any]]):
     measured = copy.deepcopy(measured)
-    for name, milliseconds in {"gemma3": families.TINY_MS - 0.1, "blip2-t5": families.TINY_MS}.items():
+    for name, milliseconds in {
+        "gemma3": families.TINY_MS - 0.1,
+        "blip2-t5": families.TINY_MS,
+    }.items():
         measured[name]["tasks"]["forward"][HF]["ms"] = milliseconds
     table = families.families_table(measured)
     rows = [line for line in table.splitlines() if line.startswith("|")]

@@ -62,26 +62,27 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str]) -> Non
         Traceback (most recent call last):
         TypeError: forward() got an unexpected keyword 'retrun_type'. Nearest: return_type.
     """
-    names = sorted(set(known) - {"self"})
+    names = set(known) - {"self"}
     for name in given:
         if name in names:
             continue
-        near = nearest_names(name, names)
-        hint = f" Nearest: {', '.join(near)}." if near else f" Known: {', '.join(names)}."
+        near = nearest_names(name, sorted(names))
+        hint = f" Nearest: {', '.join(near)}." if near else f" Known: {', '.join(sorted(names))}."
         if name in _IN_PLACE_OF:
             hint = f" In its place there is {_IN_PLACE_OF[name]}."
         raise TypeError(f"{call}() got an unexpected keyword {name!r}.{hint}")
 
 
-def keywords_of(function: Callable[..., Any]) -> list[str]:
+@functools.cache  # asked in every call
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
     """The names that a function's signature lists.
 
     Example:
         >>> keywords_of(refuse_unknown)
-        ['call', 'given', 'known']
+        ('call', 'given', 'known')
     """
     parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
 def knows_its_keywords(function: Callable[P, R]) -> Callable[P, R]:
