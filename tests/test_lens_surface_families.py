@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config
 
-from tests.families import FAMILIES, build, example
+from tests.families import ENCODER_DECODERS, MODELS, build, example
 from tests.families.base import TEXT, token_ids
 from vlm_lens import HookedVLM
 
 TOKENS = torch.tensor([[5, 6], [7, 8]])
-ENCODER_DECODERS = ["instructblip-t5", "blip2-t5"]
 ATTENTION = ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"]
 
 
@@ -36,14 +35,14 @@ def read_and_logits(model: HookedVLM, inputs: dict[str, Tensor]) -> tuple[Tensor
     return read, logits[..., TOKENS]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_directions_read_the_logits_off_the_last_stream(name: str):
     """But for the constant that the norm's bias adds."""
     model, inputs = load(name)
     read, logits = read_and_logits(model, inputs)
     bias = model._language.ln_final.b
     constant = bias @ model.W_U[:, TOKENS.flatten()].detach()
-    assert (constant.abs().max() > 0.01) == (name in ("blip2-opt", "kosmos2"))
+    assert (constant.abs().max() > 0.01) == model._language.ln_final.centers
     torch.testing.assert_close(
         read + constant.view(2, 2) + model.b_U[TOKENS], logits, rtol=1e-3, atol=1e-3
     )
@@ -83,8 +82,8 @@ def test_the_weights_of_an_encoder_decoder_are_its_decoders(name: str):
     for i, block in enumerate(model.decoder.blocks):
         assert torch.equal(model.W_in[i], block.mlp.W_in)
         assert torch.equal(model.W_Q[i], block.attn.W_Q)
-    decoder = model.hf_model.language_model.decoder.block
-    assert torch.equal(model.W_out[1], decoder[1].layer[2].DenseReluDense.wo.weight.T)
+    assert model.text is not None
+    assert torch.equal(model.W_out[1], model.text.layers[1].layer[2].DenseReluDense.wo.weight.T)
     assert model.W_gate is not None
     assert model.accumulated_bias(3, include_mlp_biases=True).abs().max() == 0
 

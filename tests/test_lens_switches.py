@@ -17,7 +17,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformer_lens.utilities import get_act_name
 
 from tests.conftest import assert_no_hooks
-from tests.families import FAMILIES, KINDS, build, example
+from tests.families import KINDS, MODELS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.hooks import HookNameError
@@ -31,7 +31,7 @@ SWITCHES = {
 HEAD = 1
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=MODELS)
 def family(request: pytest.FixtureRequest) -> tuple[HookedVLM, Any]:
     hf, processor = build(request.param)
     kind = "batch" if "batch" in KINDS[request.param] else "image"
@@ -98,6 +98,13 @@ def test_switched_off_nothing_is_there(family: tuple[HookedVLM, Any]):
                 model.run_with_hooks(inputs, fwd_hooks=[(f"blocks.0.{name}", print)])
 
 
+def read_by_mlp(block: Any) -> str:
+    """The stream that enters the norm before the MLP."""
+    if block.parallel:
+        return "hook_resid_pre"
+    return "hook_resid_mid_cross" if hasattr(block, "cross_attn") else "hook_resid_mid"
+
+
 def test_the_values_are_what_their_names_say(switched: tuple[HookedVLM, Any]):
     model, inputs = switched
     with torch.no_grad():
@@ -108,8 +115,7 @@ def test_the_values_are_what_their_names_say(switched: tuple[HookedVLM, Any]):
         copies = cache[f"{name}attn.hook_{kind}_input"]
         assert copies.shape[-2] == n
         assert torch.equal(copies, cache[f"{name}hook_resid_pre"][..., None, :].expand_as(copies))
-    middle = "resid_mid_cross" if hasattr(block, "cross_attn") else "resid_mid"
-    assert torch.equal(cache[f"{name}hook_mlp_in"], cache[f"{name}hook_{middle}"])
+    assert torch.equal(cache[f"{name}hook_mlp_in"], cache[name + read_by_mlp(block)])
     if not block.attn.norms_heads:
         results = cache[f"{name}attn.hook_result"]
         by_head = torch.einsum("...hd,hdm->...hm", cache[f"{name}attn.hook_z"], block.attn.W_O)
@@ -179,7 +185,7 @@ def test_the_mlp_alone_sees_what_is_written_in_front_of_it(
 ):
     model, inputs = switched
     name, block = own_block(model)
-    stream = "hook_resid_mid_cross" if hasattr(block, "cross_attn") else "hook_resid_mid"
+    stream = read_by_mlp(block)
     with torch.no_grad():
         _, cache = model.run_with_cache(inputs, names_filter=name + stream)
         new = torch.randn_like(cache[name + stream])
@@ -200,13 +206,16 @@ def test_the_mlp_alone_sees_what_is_written_in_front_of_it(
 
 def test_gradients_of_the_copies_add_up_to_that_of_the_stream(switched: tuple[HookedVLM, Any]):
     model, inputs = switched
-    name, _ = own_block(model)
+    name, block = own_block(model)
+    # What an MLP beside attention reads is a part of its own, with the stream that goes past it.
+    others = ["hook_mlp_in", "hook_resid_post"] if block.parallel else ["hook_resid_mid"]
     gradients: dict[str, Tensor] = {}
 
     def keep(gradient: Tensor, hook: Any) -> None:
         gradients[hook.name.removeprefix(name)] = gradient.detach().clone()
 
-    sites = [f"attn.hook_{kind}_input" for kind in "qkv"] + ["hook_resid_pre", "hook_resid_mid"]
+    sites = [f"attn.hook_{kind}_input" for kind in "qkv"]
+    sites += ["hook_resid_pre", *others]
     with torch.enable_grad(), model.hooks(bwd_hooks=[(name + site, keep) for site in sites]):
         logits = model(inputs)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
@@ -214,7 +223,7 @@ def test_gradients_of_the_copies_add_up_to_that_of_the_stream(switched: tuple[Ho
     copies = sum(gradients[f"attn.hook_{kind}_input"].sum(-2) for kind in "qkv")
     torch.testing.assert_close(
         gradients["hook_resid_pre"],
-        gradients["hook_resid_mid"] + copies,
+        sum(gradients[site] for site in others) + copies,
         rtol=1e-3,
         atol=1e-4,
     )

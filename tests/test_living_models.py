@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import nn
 
 from tests.conftest import assert_no_hooks
-from tests.families import FAMILIES, build, example
+from tests.families import MODELS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import direct_effect
@@ -67,7 +67,7 @@ def shown_weights(model: HookedVLM) -> dict[str, torch.Tensor]:
     } | {name: getattr(model, name).detach() for name in ("W_E", "W_U", "b_U")}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_lora_model_is_what_it_is_after_merging(name: str):
     """On every linear layer of every family; added after the model was wrapped."""
     hf, processor = build(name)
@@ -237,7 +237,7 @@ def test_a_part_that_is_gone_is_an_error_that_says_so():
     assert_no_hooks(tiny.model)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_larger_vocabulary(name: str):
     hf, processor = build(name)
     model = HookedVLM(hf, processor=processor)

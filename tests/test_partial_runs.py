@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import KINDS
+from tests.families import ENCODER_DECODERS, KINDS
 from tests.test_families import Built, family  # noqa: F401 - a fixture
 from tests.tiny import Tiny
 from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.partial_runs import text_of
 
-ENCODER_DECODERS = ["instructblip-t5", "blip2-t5"]
 # Their layers read of each position more than its stream: where images are, or images themselves.
 READ_MORE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "gemma3", "mllama"]
 # Their towers are run again, for what they hand to layers besides the stream.
@@ -40,9 +38,10 @@ def streams_of(family: Built, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[i
 def layers_run(family: Built, *args: Any, **options: Any) -> list[str]:  # noqa: F811
     """What a forward ran: the numbers of the layers, and "tower" for the vision or audio tower."""
     ran: list[str] = []
-    parts = {str(i): layer for i, layer in enumerate(text_of(family.model).layers)}
-    tower = "audio_encoder" if family.model.cfg.vision_encoder is None else "vision_encoder"
-    parts["tower"] = getattr(family.model, tower).blocks[0].hf_module
+    parts = {str(i): layer for i, layer in enumerate(family.model.text.layers)}
+    for part in family.model.parts:
+        if part.kind == "tower":
+            parts["tower"] = part.module.blocks[0].hf_module
     handles = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, module in parts.items()
@@ -57,7 +56,7 @@ def layers_run(family: Built, *args: Any, **options: Any) -> list[str]:  # noqa:
 
 @torch.no_grad()
 def test_a_run_stops_with_what_enters_the_layer_and_starts_with_it(family: Built):  # noqa: F811
-    model, hf_layers = family.model, list(text_of(family.model).layers)
+    model, hf_layers = family.model, list(family.model.text.layers)
     for kind in KINDS[family.name]:
         inputs = family.inputs(kind)
         logits, streams = streams_of(family, inputs)
@@ -72,7 +71,7 @@ def test_a_run_stops_with_what_enters_the_layer_and_starts_with_it(family: Built
                 between = model(stream, start_at_layer=n, stop_at_layer=3, **inputs)
                 assert torch.equal(between, streams[3]), (kind, n)
         assert torch.equal(family.hf(**inputs).logits, logits), kind
-    assert list(text_of(model).layers) == hf_layers
+    assert list(model.text.layers) == hf_layers
 
 
 @torch.no_grad()
@@ -113,11 +112,14 @@ def test_hooks_fire_in_what_runs_and_nowhere_else(family: Built):  # noqa: F811
     assert {name.removeprefix(before).split(".")[1] for name in text} == {"0"}
     assert not any("ln_final" in name for name in cache if name.startswith(f"{before}ln"))
     embedded, cache = model.run_with_cache(inputs, stop_at_layer=0)
-    assert torch.equal(cache[f"{before}hook_embed"], embedded)
+    start = cache[f"{before}hook_embed"]
+    if "hook_pos_embed" in cache:
+        start = start + cache["hook_pos_embed"]
+    assert torch.equal(start, embedded)
     assert not any(name.startswith(f"{before}blocks.") for name in cache)
     if family.name not in ENCODER_DECODERS:
         _, cache = model.run_with_cache(stream, start_at_layer=1, **inputs)
-        assert "hook_embed" not in cache
+        assert {"hook_embed", "hook_pos_embed"}.isdisjoint(cache.keys())
         assert {name.split(".")[1] for name in cache if name.startswith("blocks.")} == {"1", "2"}
 
 
@@ -145,7 +147,7 @@ def test_a_hook_behind_the_stop_is_told_why_it_is_silent(llava: Tiny):
 
 
 def test_nothing_is_left_after_an_exception(llava: Tiny):
-    layers = text_of(llava.model).layers
+    layers = llava.model.text.layers
     before, inputs = list(layers), llava.inputs("text")
     logits, stream = llava.model(inputs), llava.model(inputs, stop_at_layer=1)
     hook = ("blocks.1.hook_mlp_out", lambda t, hook: 1 / 0)

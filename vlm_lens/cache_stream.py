@@ -68,9 +68,14 @@ class StreamCache(transformer_lens.ActivationCache):
     def _blocks(self) -> Any:
         return self.model._language.blocks
 
-    def _up_to(self, layer: int | None) -> int:
+    def _up_to(self, layer: int | None, *, mlp_input: bool = False) -> int:
         """How many layers are before a point of the stream; None and -1 stand for all."""
         n_layers = self.model.cfg.n_layers
+        if mlp_input and self._blocks[0].parallel:
+            raise ValueError(
+                f"Expected no mlp_input for {self.model.cfg.architecture}, whose MLPs read the "
+                "stream that attention reads: leave it out."
+            )
         if layer is None or layer == -1:
             return n_layers
         if not isinstance(layer, int) or not 0 <= layer <= n_layers:
@@ -125,7 +130,7 @@ class StreamCache(transformer_lens.ActivationCache):
             >>> bool((by_layer[-1] - logits[0, -1, model.to_single_token("no")]).abs() < 1e-3)
             True
         """
-        last, positions = self._up_to(layer), _slice(pos_slice)
+        last, positions = self._up_to(layer, mlp_input=mlp_input), _slice(pos_slice)
         named = list(self._streams(last, incl_mid, mlp_input))
         stack = torch.stack([positions.apply(self[name], dim=-2) for _, name in named])
         if apply_ln and last == self.model.cfg.n_layers:
@@ -186,10 +191,10 @@ class StreamCache(transformer_lens.ActivationCache):
             mode: Only the parts of attention or of the MLPs, or all.
             apply_ln: Divide by the scale of the norm that comes after, of this forward.
             pos_slice: Only these positions.
-            incl_embeds: Also the embedding.
+            incl_embeds: Also the embedding, and positions where they are added to it.
             return_labels: Also return the names of the parts.
         """
-        last, positions = self._up_to(layer), _slice(pos_slice)
+        last, positions = self._up_to(layer, mlp_input=mlp_input), _slice(pos_slice)
         parts = self._parts(last, mlp_input, mode=mode, incl_embeds=incl_embeds)
         stack = self._scaled(parts, last, mlp_input, positions, apply_ln)
         return (stack, list(parts)) if return_labels else stack
@@ -200,7 +205,10 @@ class StreamCache(transformer_lens.ActivationCache):
         """What is added to the stream before a layer, or before its MLP, by label."""
         if mode not in _MODES:
             raise ValueError(f"Expected mode to be one of {', '.join(_MODES)}, got {mode!r}.")
-        parts = {"embed": self["hook_embed"]} if incl_embeds else {}
+        parts = {}
+        for name in ("embed", "pos_embed") if incl_embeds else ():
+            if hasattr(self.model._language, f"hook_{name}"):
+                parts[name] = self[f"hook_{name}"]
         for index, block in enumerate(self._blocks[: layer + mlp_input]):
             for kind, name, upper, lower in self._added(index, block):
                 if mode in ("all", kind) and (index < layer or kind == "attn"):
@@ -237,7 +245,7 @@ class StreamCache(transformer_lens.ActivationCache):
     @property
     def _n_deepstack(self) -> int:
         """After how many layers features of an image's encoder are added."""
-        return len(getattr(self.model.projector, "deepstack", ()))
+        return len(getattr(getattr(self.model, "projector", None), "deepstack", ()))
 
     def get_full_resid_decomposition(
         self,
@@ -254,7 +262,7 @@ class StreamCache(transformer_lens.ActivationCache):
         Where there are parts that TransformerLens does not know (see `decompose_resid`), they come
         last.
         """
-        last, positions = self._up_to(layer), _slice(pos_slice)
+        last, positions = self._up_to(layer, mlp_input=mlp_input), _slice(pos_slice)
         found: Any = super().get_full_resid_decomposition(
             last,
             mlp_input,
@@ -329,7 +337,7 @@ class StreamCache(transformer_lens.ActivationCache):
         """
         last, positions = self._up_to(layer), _slice(pos_slice)
         self._ensure_head_results()
-        stream = positions.apply(self["resid_post", last - 1] if last else self["hook_embed"], -2)
+        stream = positions.apply(self["resid_post", last - 1] if last else self["resid_pre", 0], -2)
         rows = [self._by_head(index, positions) for index in range(last)]
         stack = torch.cat(rows) if rows else stream.new_zeros(0, *stream.shape)
         heads = range(self.model.cfg.n_heads)

@@ -10,7 +10,7 @@ from torch import nn
 from transformer_lens.config import TransformerLensConfig
 
 from vlm_lens.architectures import Architecture, StackPaths
-from vlm_lens.architectures.base import config_of, size_in
+from vlm_lens.architectures.base import config_at, size_in
 from vlm_lens.architectures.components import HookedStack
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import beneath
@@ -19,6 +19,8 @@ from vlm_lens.hooks.adapters import beneath
 @dataclass
 class HookedVLMConfig(TransformerLensConfig):
     """Sizes of the language model, as TransformerLens' tools expect them, and of the encoder.
+
+    Of a tower alone, the sizes are the tower's, and there is no vocabulary.
 
     Attributes:
         model_name: Where the model was loaded from.
@@ -58,10 +60,12 @@ def build_config(
     Args:
         hf_model: The model.
         architecture: Its record.
-        stacks: Its stacks of blocks by name, the language model's under "".
+        stacks: Its stacks of blocks by name, the language model's under "" or "decoder".
     """
     hf_config: Any = hf_model.config
-    weight = beneath(Place(hf_model, architecture.embed).module).weight
+    weight = next(hf_model.parameters())
+    if architecture.embed is not None:
+        weight = beneath(Place(hf_model, architecture.embed).module).weight
     sizes = {
         name: _stack_sizes(hf_model, paths, stacks[name], weight)
         for name, paths in architecture.parts().items()
@@ -72,33 +76,41 @@ def build_config(
         for name in ("vision_encoder", "audio_encoder")
         if name in sizes
     }
-    encoder_decoder = architecture.text_encoder is not None
+    [main] = [name for name in ("decoder", "") if name in sizes] or list(towers)
     return HookedVLMConfig(
-        **sizes["decoder" if encoder_decoder else ""],
-        d_vocab=weight.shape[0],
-        d_vocab_out=beneath(Place(hf_model, architecture.unembed).module).out_features,
-        positional_embedding_type=_positions(stacks["decoder" if encoder_decoder else ""]),
+        **sizes[main],
+        **_words(hf_model, architecture, weight),
+        positional_embedding_type=_positions(stacks[main]),
         model_name=hf_config._name_or_path,
         architecture=type(hf_model).__name__,
         image_token_id=getattr(hf_config, "image_token_id", None),
         video_token_id=getattr(hf_config, "video_token_id", None),
         audio_token_id=getattr(hf_config, "audio_token_id", None),
-        is_encoder_decoder=encoder_decoder,
+        is_encoder_decoder=main == "decoder",
         **towers,
     )
+
+
+def _words(hf_model: nn.Module, architecture: Architecture, weight: torch.Tensor) -> dict[str, int]:
+    """How many tokens the model embeds and predicts; nothing of a model without text."""
+    if architecture.unembed is None:
+        return {}
+    predicted = beneath(Place(hf_model, architecture.unembed).module).out_features
+    return {"d_vocab": weight.shape[0], "d_vocab_out": predicted}
 
 
 def _positions(stack: HookedStack) -> str:
     if hasattr(stack.blocks[0], "attn") and hasattr(stack.blocks[0].attn, "hook_rot_q"):
         return "rotary"
-    has_bias = any("relative_attention_bias" in name for name, _ in stack.hf_block.named_modules())
-    return "relative_positional_bias" if has_bias else "standard"
+    if any("relative_attention_bias" in name for name, _ in stack.hf_block.named_modules()):
+        return "relative_positional_bias"
+    return "alibi" if stack.blocks[0].attn.alibi else "standard"
 
 
 def _stack_sizes(
     hf_model: Any, paths: StackPaths, stack: HookedStack, weight: torch.Tensor
 ) -> dict[str, Any]:
-    config, block = config_of(hf_model, paths.config), stack.blocks[0]
+    config, block = config_at(hf_model.config, paths.config), stack.blocks[0]
     d_model, n_heads = stack.d_model, size_in(config, "n_heads") or 1
     rms = not block.ln1.centers
     return {
@@ -119,14 +131,16 @@ def _stack_sizes(
     }
 
 
-def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, d_vocab_out: int) -> None:
+def follow(
+    cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, words: tuple[int, int] | None = None
+) -> None:
     """Bring what can change in a living model up to date: dtype, device and vocabulary.
 
     Args:
         cfg: The configuration of the wrapped model.
         hf_model: The model.
-        weight: Its token embedding.
-        d_vocab_out: How many tokens its head predicts.
+        weight: Its token embedding, or of a model without text any weight.
+        words: How many tokens it embeds and how many it predicts, if it reads text.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -141,7 +155,8 @@ def follow(cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, d_vocab_out: 
     for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
         if part is not None:
             part.dtype, part.device = weight.dtype, device
-    cfg.d_vocab, cfg.d_vocab_out = weight.shape[0], d_vocab_out
+    if words is not None:
+        cfg.d_vocab, cfg.d_vocab_out = words
 
 
 def input_device(hf_model: Any, weight: torch.Tensor) -> str:
@@ -149,7 +164,7 @@ def input_device(hf_model: Any, weight: torch.Tensor) -> str:
 
     Args:
         hf_model: The model; `hf_device_map` says where accelerate put its parts.
-        weight: Its token embedding.
+        weight: Its token embedding, or another weight.
 
     Example:
         >>> input_device(nn.Linear(2, 2), torch.zeros(2, 2))
@@ -166,10 +181,15 @@ _STORES = ("cpu", "disk")
 """Where a device map offloads parts to; they come to the model's device for their forward."""
 
 
+_UNNAMED = {"bloom": "gelu_fast"}
+"""Activations that a family's code chooses and no configuration names, as TransformerLens does."""
+
+
 def _activation(config: Any) -> str:
     """The name of the activation, whatever the family calls it."""
     names = ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn")
-    return next(getattr(config, name) for name in names if getattr(config, name, None))
+    stated = [getattr(config, name) for name in names if getattr(config, name, None)]
+    return stated[0] if stated else _UNNAMED[config.model_type]
 
 
 def _context_length(config: Any) -> int:

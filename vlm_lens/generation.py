@@ -29,7 +29,7 @@ from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.keywords import of_forward
 from vlm_lens.model_inputs import ModelInput, ModelInputs, is_text
-from vlm_lens.partial_runs import text_of
+from vlm_lens.parts import text_for
 from vlm_lens.run_rows import owners_of_run
 
 ReturnType = Literal["str", "tokens", "input"]
@@ -39,7 +39,7 @@ GenerationInput = ModelInput | None
 class Generation(ModelInputs):
     """The part of `HookedVLM` that generates: Hugging Face's `generate`, KV cache on."""
 
-    _step: Step
+    _step: Step | None
 
     def generate(
         self,
@@ -187,11 +187,13 @@ class Generation(ModelInputs):
         self, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> AbstractContextManager[None]:
         """The block in which hooks are told of the prompt that is generated from."""
-        asked = options.get("generation_config") or text_of(self).head.generation_config
+        head = text_for(self, "generate").head.module
+        asked = options.get("generation_config") or head.generation_config
         chunk, guidance = (
             options.get(name, getattr(asked, name, None))
             for name in ("prefill_chunk_size", "guidance_scale")
         )
+        assert self._step is not None  # there is a language model
         return self._step.generating(
             self._prompt_length(arguments),
             chunked=chunk is not None,

@@ -20,9 +20,11 @@ from vlm_lens.architectures.components import HookedEmbed, HookedNorm, HookedUne
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooked_root import TapRoot
 from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.media import tokenizer_of
 from vlm_lens.inputs.padding import PadToken, Side, pad_id, padding_side
 from vlm_lens.inputs.words import check_text, warn_of_unknown_words
 from vlm_lens.keywords import knows_its_keywords
+from vlm_lens.parts import Text, text_for
 
 
 class LensSurface(TapRoot):
@@ -37,6 +39,8 @@ class LensSurface(TapRoot):
     decoder: Any
     embed: HookedEmbed
     unembed: HookedUnembed
+    text: Text | None
+    """The language model; None where the model is a tower alone."""
 
     # Tokens ---------------------------------------------------------------------------------
 
@@ -52,7 +56,7 @@ class LensSurface(TapRoot):
                 "This needs a tokenizer, but the model was wrapped without a processor. "
                 "Pass it: HookedVLM(hf_model, processor=processor)."
             )
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @knows_its_keywords
     def to_tokens(
@@ -120,7 +124,7 @@ class LensSurface(TapRoot):
             raise ValueError(f"Expected text or a list of texts, none of them empty, got {text!r}.")
         rows = [self._ids(one, prepend_bos) for one in texts]
         if truncate:
-            rows = [row[: self.cfg.n_ctx] for row in rows]
+            rows = [row[: self.cfg.n_ctx or None] for row in rows]  # 0: there is no fixed length
         side = padding_side or self._padding_side()
         if side not in ("left", "right"):
             raise ValueError(f"Expected padding_side 'left' or 'right', got {padding_side!r}.")
@@ -329,7 +333,7 @@ class LensSurface(TapRoot):
     @property
     def _language(self) -> Any:
         """What has the language model's blocks and final norm: the decoder if there is one."""
-        return self.decoder if self.cfg.is_encoder_decoder else self
+        return text_for(self, "weights and directions of a language model").stack
 
     def _check_attention(self, blocks: Any, what: str) -> None:
         lacking = [i for i, block in enumerate(blocks) if not hasattr(block, "attn")]

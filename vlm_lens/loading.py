@@ -11,14 +11,17 @@ import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
+    AutoTokenizer,
 )
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_model_types
 from vlm_lens.by_name import check_hub_answers, is_folder
+from vlm_lens.gguf import SMOLLM2, dequantised, smollm2_file
 from vlm_lens.keywords import of_loading, refuse_unknown
 from vlm_lens.processors import load_processor
 from vlm_lens.whole_file import is_full
@@ -56,7 +59,11 @@ def load_model_and_processor(
             f"Expected device or device_map, got both ({device!r} and {kwargs['device_map']!r}): "
             "a device map says for each part of the model where it goes."
         )
-    path = str(bundled_path()) if str(name) == BUNDLED else _checked(name)
+    gguf_file = kwargs.pop("gguf_file", None)
+    if str(name) == SMOLLM2:
+        path, gguf_file = smollm2_file()
+    else:
+        path = str(bundled_path()) if str(name) == BUNDLED else _checked(name, gguf_file)
     kwargs.setdefault("trust_remote_code", False)  # left open, transformers would ask on stdin
     hub = {
         key: kwargs[key]
@@ -65,13 +72,18 @@ def load_model_and_processor(
     }
     try:
         if not Path(path).is_dir():
-            _check_reachable(path, **hub)
+            _check_reachable(path, file=gguf_file or "config.json", **hub)
+        if gguf_file is not None:
+            path = str(dequantised(path, gguf_file, **hub))
         config = AutoConfig.from_pretrained(path, **hub)
         class_name = _class_name(config)
-        check_model_types(architecture_of(class_name, config), config)
+        architecture = architecture_of(class_name, config)
+        check_model_types(architecture, config)
         refuse_unknown("from_pretrained", kwargs, [*_OUR_OPTIONS, *of_loading(config)])
         _check_weights(Path(path))
-        processor = load_processor(path, **hub)
+        reads_text_alone = not architecture.media_parts()
+        load = AutoTokenizer.from_pretrained if reads_text_alone else load_processor
+        processor = load(path, **hub)
         model: Any = _model_class(class_name, config, **hub).from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **kwargs
         )
@@ -79,12 +91,14 @@ def load_model_and_processor(
         if is_full(error):  # which has nothing to do with the name
             raise
         raise OSError(_unreachable(name, error)) from error
+    if gguf_file is not None:  # it is called what the user calls it, not what its floats are
+        model.name_or_path = model.config.name_or_path = str(name)
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
 
 
-def _checked(name: str | Path) -> str:
+def _checked(name: str | Path, gguf_file: str | None) -> str:
     """What transformers is to load; a folder that cannot be one of a model is refused at once."""
     if not isinstance(name, str | Path) or not str(name):
         raise TypeError(f"Expected the name or folder of a model, got {name!r}.")
@@ -101,6 +115,12 @@ def _checked(name: str | Path) -> str:
             f"Expected the folder of a model, but {str(name)!r} is a file: name the folder that "
             "it is in."
         )
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise FileNotFoundError(
+                f"Expected the file {gguf_file!r} in the folder {str(name)!r}, but there is none."
+            )
+        return str(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"Expected a model in the folder {str(name)!r}, but it holds an adapter: load the "
@@ -124,12 +144,12 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_reachable(
-    name: str, *, token: Any = None, local_files_only: bool = False, **where: Any
+    name: str, *, file: str, token: Any = None, local_files_only: bool = False, **where: Any
 ) -> None:
     """Refuses a name of which nothing is here, where the hub gives no answer."""
     known = {key: where[key] for key in ("revision", "cache_dir") if where.get(key) is not None}
     try:
-        is_kept = try_to_load_from_cache(name, "config.json", **known) is not None
+        is_kept = try_to_load_from_cache(name, file, **known) is not None
     except HFValidationError:
         is_kept = False
     if not is_kept and not local_files_only:
@@ -140,8 +160,9 @@ def _class_name(config: Any) -> str:
     """The model's class, as its configuration names it or else as transformers would choose it."""
     if config.architectures:
         return config.architectures[0]
-    known: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING
-    return known[type(config)].__name__ if type(config) in known else type(config).__name__
+    mappings: Any = (MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+    known = [mapping[type(config)].__name__ for mapping in mappings if type(config) in mapping]
+    return known[0] if known else type(config).__name__
 
 
 def _model_class(name: str, config: Any, *, trust_remote_code: bool, **_: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.architectures import architecture_of
-from vlm_lens.architectures.checks import check_stacks
+from vlm_lens.architectures.checks import check_settings, check_stacks
 from vlm_lens.architectures.components import (
     HookedAttention,
     HookedEmbed,
@@ -23,16 +23,16 @@ from vlm_lens.architectures.components import (
 from vlm_lens.config import build_config, follow
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.adapters import beneath, unwrapped
-from vlm_lens.hooks.attention import AttentionProbe
+from vlm_lens.hooks.attention import AttentionTaps
 from vlm_lens.hooks.step import Step
 from vlm_lens.hooks.turns import turns_of
 from vlm_lens.hooks.wired import WiredTaps
 from vlm_lens.inputs import Inputs
 from vlm_lens.keywords import knows_its_keywords
 from vlm_lens.loading import load_model_and_processor
-from vlm_lens.partial_runs import text_of
+from vlm_lens.parts import Part, find_text, parts_of
 from vlm_lens.running import Running
-from vlm_lens.verification import Verification, noise_image, verify
+from vlm_lens.verification import Verification, example_inputs, verify
 
 
 class HookedVLM(Running):
@@ -79,11 +79,12 @@ class HookedVLM(Running):
         self._turns = turns_of(hf_model)
         self.processor = processor
         self._add_components()
+        self.text = find_text(hf_model, self.architecture, getattr(self, "decoder", self))
         self._read_tokenizer()
-        self._step = Step(text_of(self).place)
+        self._step = None if self.text is None else Step(self.text.place)
         self._wired_taps = WiredTaps(self._step)
         self.setup()
-        self._attention: dict[str, AttentionProbe] = {
+        self._attention: dict[str, AttentionTaps] = {
             name: module.probe
             for name, module in self.named_modules()
             if isinstance(module, HookedAttention)
@@ -91,8 +92,9 @@ class HookedVLM(Running):
         self.train(hf_model.training)
 
     def _add_components(self) -> None:
-        """The stacks and the projector under their names; a lone text model's parts at the root."""
+        """Each part that there is under its name; a lone text model's blocks at the root."""
         architecture = self.architecture
+        check_settings(architecture, self.hf_model.config)
         stacks = {
             name: HookedStack(self.hf_model, paths) for name, paths in architecture.parts().items()
         }
@@ -102,32 +104,53 @@ class HookedVLM(Running):
         for name in ("vision_encoder", "audio_encoder", "qformer"):
             if name in stacks:
                 self.add_module(name, stacks.pop(name))
+        self._add_vocabulary()
+        if architecture.projector is not None:
+            self.projector = HookedProjector(self.hf_model, architecture.projector)
+        for name, stack in stacks.items():
+            self.add_module(name, stack)
+        if text is not None:
+            for name in ("hook_embed", "hook_pos_embed", "blocks", "ln_final"):
+                if hasattr(text, name):
+                    setattr(self, name, getattr(text, name))
+
+    def _add_vocabulary(self) -> None:
+        """The token embedding and the unembedding of a model that reads and writes text."""
+        architecture = self.architecture
+        if architecture.embed is None or architecture.unembed is None:
+            return
         self.embed = HookedEmbed(Place(self.hf_model, architecture.embed))
         self.unembed = HookedUnembed(
             Place(self.hf_model, architecture.unembed),
             self.hf_model.config.get_text_config(),
             capped=architecture.caps_logits,
         )
-        self.projector = HookedProjector(self.hf_model, architecture.projector)
-        for name, stack in stacks.items():
-            self.add_module(name, stack)
-        if text is not None:
-            self.hook_embed, self.blocks = text.hook_embed, text.blocks
-            if hasattr(text, "ln_final"):
-                self.ln_final = text.ln_final
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the model is made of, from image to text.
+
+        Example:
+            >>> from vlm_lens import HookedVLM
+            >>> model = HookedVLM.from_pretrained("shapes-llava")
+            >>> [part.kind for part in model.parts]
+            ['tower', 'connector', 'text']
+        """
+        return parts_of(self)
 
     def __repr__(self) -> str:
         n_parameters = sum(parameter.numel() for parameter in self.parameters())
-        towers = {"vision": self.cfg.vision_encoder, "audio": self.cfg.audio_encoder}
-        encoders = "".join(
-            f"{kind} encoder {cfg.n_layers} x {cfg.d_mlp}, "
-            for kind, cfg in towers.items()
-            if cfg is not None
+        sizes = {
+            "vision encoder": self.cfg.vision_encoder,
+            "audio encoder": self.cfg.audio_encoder,
+            "language model": None if self.text is None else self.cfg,
+        }
+        parts = ", ".join(
+            f"{name} {cfg.n_layers} x {cfg.d_mlp}" for name, cfg in sizes.items() if cfg is not None
         )
         return (
             f"HookedVLM({type(self.hf_model).__name__} of {n_parameters / 1e6:.1f}M parameters: "
-            f"{encoders}language model {self.cfg.n_layers} x {self.cfg.d_mlp} neurons; "
-            f"{len(self.hook_dict)} hook points)"
+            f"{parts} neurons; {len(self.hook_dict)} hook points)"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookedVLM:
@@ -155,17 +178,21 @@ class HookedVLM(Running):
         """Load a model and its processor, in evaluation mode.
 
         Args:
-            name: ``"shapes-llava"`` (bundled, offline), a local folder or a Hugging Face id.
+            name: ``"shapes-llava"`` (bundled, offline), ``"smollm2-135m"`` (a real language model,
+                offline, from a package that pip brings), a local folder or a Hugging Face id.
             dtype: Weights' dtype; by default the one they are stored in.
             device: Where to put the model; use `device_map` for a model that is spread out.
             default_prepend_bos: Whether raw text starts with ``<bos>`` where a call does not say;
                 by default as the tokenizer does.
             **kwargs: Passed to Hugging Face's `from_pretrained` (`device_map`, `revision`,
-                `attn_implementation`, `quantization_config` ...). Remote code is not trusted
+                `attn_implementation`, `quantization_config` ...). `gguf_file` names a GGUF file
+                in the folder or repository: its weights are made float32 once and kept in
+                Hugging Face's cache folder (``HF_HOME``). Remote code is not trusted
                 unless `trust_remote_code=True` is passed, and only safetensors are loaded.
 
         Raises:
             OSError: The model cannot be found or reached.
+            ImportError: It comes in a package, or in a kind of file, that needs one more package.
             TypeError: Hugging Face knows no such option.
             ArchitectureError: The model's class is not supported.
         """
@@ -178,8 +205,12 @@ class HookedVLM(Running):
     @property
     def cfg(self) -> Any:  # a HookedVLMConfig, of which TransformerLens makes most sizes optional
         """Sizes under TransformerLens' names; dtype, device and vocabulary as they are now."""
-        embed, unembed = beneath(self.embed.hf_module), beneath(self.unembed.hf_module)
-        follow(self._cfg, self.hf_model, embed.weight, unembed.out_features)
+        if self.text is None:
+            follow(self._cfg, self.hf_model, next(self.hf_model.parameters()))
+        else:
+            embed, unembed = beneath(self.embed.hf_module), beneath(self.unembed.hf_module)
+            words = embed.weight.shape[0], unembed.out_features
+            follow(self._cfg, self.hf_model, embed.weight, words)
         return self._cfg
 
     @knows_its_keywords
@@ -206,6 +237,4 @@ class HookedVLM(Running):
             203 hook points; logits equal Hugging Face's, bit for bit, with a hook on each.
             Rows of attention patterns sum to one within ...
         """
-        if inputs is None:
-            inputs = self.prepare(images=noise_image(), text="what color is the circle ?")
-        return verify(self, inputs)
+        return verify(self, example_inputs(self) if inputs is None else inputs)

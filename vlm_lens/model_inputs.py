@@ -13,6 +13,7 @@ from vlm_lens.architectures import Architecture
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
+from vlm_lens.inputs.positions import positions_in_text
 from vlm_lens.keywords import (
     keywords_of,
     knows_its_keywords,
@@ -22,7 +23,6 @@ from vlm_lens.keywords import (
 )
 from vlm_lens.lens_switches import LensSwitches
 from vlm_lens.loss import media_positions
-from vlm_lens.partial_runs import text_of
 
 _MEDIA = {
     "image": ("pixel_values", "image_embeds"),
@@ -74,8 +74,9 @@ class ModelInputs(LensSwitches):
         """
         if self.processor is None:
             raise ValueError("prepare needs a processor: HookedVLM(hf_model, processor=processor).")
+        reads_text_alone = not self.architecture.media_parts()
         inputs = prepare(
-            self.processor,
+            self.tokenizer if reads_text_alone else self.processor,
             self.hf_model.config,
             images=images,
             text=text,
@@ -84,6 +85,8 @@ class ModelInputs(LensSwitches):
             layout=self.architecture.layout or fixed_layout,
             chat_template=chat_template,
         )
+        if self.architecture.counts_padding and not inputs.attention_mask.all():
+            inputs = inputs.with_positions()
         return inputs.to(self.cfg.device)
 
     def _read_tokenizer(self) -> None:
@@ -107,10 +110,10 @@ class ModelInputs(LensSwitches):
         refuse_unknown(method, given, {*known, *theirs})
 
     @property
-    def _text_parts(self) -> tuple[nn.Module, nn.Module]:
+    def _text_parts(self) -> tuple[nn.Module, ...]:
         """The modules that the Hugging Face forward hands its further keywords to."""
-        text = text_of(self)
-        return text.head, text.place.module
+        text = self.text
+        return () if text is None else (text.head.module, text.place.module)
 
     def _arguments(
         self,
@@ -135,6 +138,8 @@ class ModelInputs(LensSwitches):
             raise TypeError("Expected an input or input_ids, got both: leave one of them out.")
         else:
             arguments = {**self._hf_inputs(given, prepend_bos, padding_side), **kwargs}
+            if not isinstance(given, Mapping):
+                arguments = self._with_start(arguments)
         self._check(arguments)
         return arguments
 
@@ -182,6 +187,8 @@ class ModelInputs(LensSwitches):
             pad = self._pad_token()
             mask = torch.ones_like(tokens) if pad is None else pad.mask(tokens)
         found = {} if mask.all() else {"attention_mask": mask}
+        if found and self.architecture.counts_padding:
+            found["position_ids"] = positions_in_text(mask)
         if getattr(self.hf_model.config.get_text_config(), "use_bidirectional_attention", False):
             # PaliGemma reads a prompt both ways; but with a mask only where it is told so.
             found["token_type_ids"] = torch.zeros_like(tokens)
@@ -200,6 +207,15 @@ class ModelInputs(LensSwitches):
             return arguments
         mask = pad.mask(tokens).flip(1).cummax(1).values.flip(1)
         return arguments if mask.all() else {**arguments, "decoder_attention_mask": mask}
+
+    def _with_start(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Texts and tokens with the start token of a decoder, which reads them by its encoder."""
+        theirs = {"decoder_input_ids", "decoder_inputs_embeds", "labels"}
+        if self.text is None or not self.text.has_encoder or theirs & arguments.keys():
+            return arguments
+        tokens = arguments["input_ids"]
+        start = self.hf_model.config.get_text_config().decoder_start_token_id
+        return {**arguments, "decoder_input_ids": tokens.new_full((len(tokens), 1), start)}
 
     def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse tokens that the model would run on without a word, but not as they are meant."""

@@ -7,17 +7,16 @@ layers before, which are gone when the block ends.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.hooks import Place, Tap
+from vlm_lens.hooks import Tap
 from vlm_lens.keywords import keywords_of, of_forward
+from vlm_lens.parts import Text, text_for
 
 
 def layer_number(option: str, given: object, n_layers: int, *, last: int) -> int:
@@ -161,45 +160,6 @@ def started_at(
         yield
 
 
-@dataclass(frozen=True)
-class Text:
-    """The language model, and what lies around its layers.
-
-    Attributes:
-        layers: The list that it keeps its layers in.
-        place: Where the module is that runs them.
-        head: The smallest module that holds both the layers and the unembedding: the Hugging Face
-            model itself, or the text model inside of it that has a head of its own.
-        then: What runs after the layers.
-        embed: The embedding's hook point, where it lies at the entry of the first layer.
-        has_encoder: Whether it is the decoder of a text model that has an encoder too.
-    """
-
-    layers: nn.ModuleList
-    place: Place
-    head: Any
-    then: nn.Module | None
-    embed: Tap | None
-    has_encoder: bool
-
-
-def text_of(model: Any) -> Text:
-    """Find the parts of a `HookedVLM`'s language model, by the record of its family."""
-    architecture, root = model.architecture, Place(model.hf_model)
-    paths = architecture.language_model
-    inside = paths.blocks.split(".")
-    shared = os.path.commonprefix([inside, architecture.unembed.split(".")])
-    stack = model.decoder if model.cfg.is_encoder_decoder else model
-    return Text(
-        layers=root.at(paths.blocks).module,
-        place=root.at(".".join(inside[:-1])),
-        head=root.at(".".join(shared)).module,
-        then=None if paths.ln_final is None else root.at(paths.ln_final).module,
-        embed=stack.hook_embed if paths.start is None else None,
-        has_encoder=model.cfg.is_encoder_decoder,
-    )
-
-
 # What the towers read; nobody reads it where the language model starts behind them.
 _MEDIA = (
     *("pixel_values", "pixel_values_videos", "input_features", "image_embeds"),
@@ -238,7 +198,7 @@ def run_part(
         TypeError: The input is none, or a layer is no number.
         ValueError: There is no such layer, or the model cannot start or stop there.
     """
-    text = text_of(model)
+    text = text_for(model, "stop_at_layer and start_at_layer")
     start, stop = _bounds(len(text.layers), start_at_layer, stop_at_layer)
     run, arguments = model.hf_model, kwargs
     if start is None:
@@ -269,12 +229,13 @@ def _output(
         return given
     with ExitStack() as stack:
         if start is not None:
-            stack.enter_context(_asleep(model.decoder if text.has_encoder else model))
+            stack.enter_context(_asleep(text.stack))
             stack.enter_context(started_at(text.layers, start, given))
         if stop is None:
             return run(**arguments)
         layers = list(text.layers)
-        with stopped_before(layers, stop, then=text.then, embed=text.embed) as stopped:
+        then = None if text.norm_place is None else text.norm_place.module
+        with stopped_before(layers, stop, then=then, embed=text.entry) as stopped:
             run(**arguments)
     if stopped.stream is None:
         raise RuntimeError(f"Nothing came by at layer {stop} of {type(model.hf_model).__name__}.")
@@ -310,11 +271,13 @@ def _arguments_from(
             f"Expected a residual stream [batch, pos, {d_model}] to start at a layer, got {got}."
         )
     hf_model = model.hf_model
-    beside = [name for name in keywords_of(type(hf_model).forward) if name in _BESIDE_THE_STREAM]
+    names = keywords_of(type(hf_model).forward) if model.architecture.media_parts() else ()
+    beside = [name for name in names if name in _BESIDE_THE_STREAM]
     if not beside:
-        names = {*of_forward(text.head, ())} - {"input_ids", "return_dict", *_MEDIA}
+        head = text.head.module
+        names = {*of_forward(head, ())} - {"input_ids", "return_dict", *_MEDIA}
         kept = {name: value for name, value in given.items() if name in names}
-        return text.head, {**kept, "inputs_embeds": stream}
+        return head, {**kept, "inputs_embeds": stream}
     tokens = given.get("input_ids")
     if tokens is None or tokens.shape != stream.shape[:2]:
         raise ValueError(
@@ -329,14 +292,19 @@ def _arguments_from(
 def _reads_media(model: Any) -> bool:
     """Whether layers read what the towers made besides what is in the stream."""
     crossed = any(hasattr(block, "cross_attn") for block in model.blocks)
-    return crossed or model.architecture.projector.deepstack is not None
+    projector = model.architecture.projector
+    return crossed or (projector is not None and projector.deepstack is not None)
 
 
 @contextmanager
 def _asleep(stack: Any) -> Iterator[None]:
-    """The embedding's hook point sees nothing: what enters the model is no embedding."""
-    stack.hook_embed.asleep = True
+    """The embedding's hook points see nothing: what enters the model is no embedding."""
+    names = ("hook_embed", "hook_pos_embed")
+    taps = [getattr(stack, name) for name in names if hasattr(stack, name)]
     try:
+        for tap in taps:
+            tap.asleep = True
         yield
     finally:
-        stack.hook_embed.asleep = False
+        for tap in taps:
+            tap.asleep = False

@@ -14,7 +14,7 @@ from transformer_lens.utilities import Slice
 from vlm_lens.activations import Activations, cut_positions, moved, without_batch
 from vlm_lens.cache import ActivationCache
 from vlm_lens.generation import Generation
-from vlm_lens.hooks.attention import AttentionProbe, remember_attention
+from vlm_lens.hooks.attention import AttentionTaps, remember_attention
 from vlm_lens.hooks.heads import PATTERN_SITES
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
@@ -29,7 +29,7 @@ ReturnType = Literal["logits", "loss", "both"]
 class Running(Generation):
     """The part of `HookedVLM` that runs it."""
 
-    _attention: dict[str, AttentionProbe]
+    _attention: dict[str, AttentionTaps]
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks.adapters import beneath
 from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.uncompiled import uncompiled
+from vlm_lens.parts import text_for
 
 if TYPE_CHECKING:
     from vlm_lens.model import HookedVLM
@@ -106,12 +107,12 @@ def _as_used(model: HookedVLM) -> Iterator[None]:
 def _verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
     fired: dict[str, int] = {}
     stream: list[Tensor] = []
-    row_error = 0.0
+    row_error, text = 0.0, text_for(model, "verify")
 
     def read(tensor: Tensor, hook: HookPoint) -> None:
         nonlocal row_error
         fired[str(hook.name)] = fired.get(str(hook.name), 0) + 1
-        if hook.name in ("hook_embed", "decoder.hook_embed"):
+        if hook.name == f"{text.prefix}hook_embed":
             stream.append(tensor)
         if str(hook.name).endswith("hook_pattern"):
             row_error = max(row_error, _row_error(tensor))
@@ -158,7 +159,7 @@ class _Weights:
     def hold(self, name: str, projection: Projection, x: Tensor, output: Tensor) -> None:
         """Compute the first rows once more, with the weights that the component shows."""
         x = x.flatten(0, -2)[:_ROWS]
-        found = output.flatten(0, -2)[:_ROWS, projection.start : projection.stop].float()
+        found = projection.of(output.flatten(0, -2)[:_ROWS]).float()
         try:
             said = (x.to(projection.weight.dtype) @ projection.weight + projection.bias).float()
         except TypeError as error:
@@ -266,7 +267,26 @@ def _reason(model: HookedVLM, name: str) -> str | None:
     return None
 
 
+def example_inputs(model: HookedVLM) -> Mapping[str, Tensor]:
+    """A short question with whatever the model reads besides text, made of noise.
+
+    Args:
+        model: The model, with its processor.
+    """
+    asked: dict[str, Any] = {"text": "what color is the circle ?"}
+    if model.text is not None and model.text.has_encoder:
+        asked["answer"] = "red"  # a start token alone attends to nothing but itself
+    if model.architecture.vision_encoder is not None:
+        return model.prepare(images=noise_image(), **asked)
+    if model.architecture.audio_encoder is not None:
+        return model.prepare(audio=_noise((16_000,)).astype(np.float32), **asked)
+    return model.prepare(**asked)
+
+
 def noise_image() -> Image.Image:
     """A picture on which nothing is to be seen, and no two patches are alike."""
-    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+    return Image.fromarray((_noise((48, 64, 3)) * 256).astype(np.uint8))
+
+
+def _noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).random(shape)

@@ -7,7 +7,7 @@ import pytest
 from vlm_lens.architectures import records, register_architecture
 from vlm_lens.architectures.base import AttentionPaths, ProjectorPaths
 from vlm_lens.architectures.llava import LLAVA
-from vlm_lens.architectures.table import COLUMNS, aligned, markdown, support_rows
+from vlm_lens.architectures.table import COLUMNS, aligned, language_models, markdown, support_rows
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,8 @@ def test_columns_start_under_each_other():
 
 def test_markdown_has_one_line_a_class():
     lines = markdown().splitlines()
-    assert len(lines) == 2 + len({record.model_class for record in records()})
+    assert len(lines) == 2 + len({r.model_class for r in records() if r.media_parts()})
+    assert language_models()[:2] == ["LlamaForCausalLM", "MistralForCausalLM"]
     assert r"| `Llava` | `clip_vision_model` \* | MLP | `llama` \* |" in lines
     assert "| `InstructBlip` | `instructblip_vision_model`, Q-Former | linear |" in markdown()
     assert {line.count("|") for line in lines} == {5}

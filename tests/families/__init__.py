@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.families import blip, gemma, llava, others, qwen, tiled
+from tests.families import blip, gemma, llava, others, qwen, text, tiled
 from tests.families.base import Family
 
 _FAMILIES: dict[str, Family] = {
@@ -19,6 +19,10 @@ _FAMILIES: dict[str, Family] = {
     for name, family in group.FAMILIES.items()
 }
 FAMILIES: list[str] = list(_FAMILIES)
+_FAMILIES |= text.FAMILIES
+TEXT_MODELS: list[str] = list(text.FAMILIES)
+MODELS = [*FAMILIES, *TEXT_MODELS]
+ENCODER_DECODERS = ["instructblip-t5", "blip2-t5", "t5"]
 # What `example` can make: the family's record says why a kind is missing.
 KINDS: dict[str, list[str]] = {name: family.kinds for name, family in _FAMILIES.items()}
 
@@ -32,6 +36,7 @@ def example(name: str, hf_model: Any, processor: Any, kind: str) -> dict[str, to
     """Keyword arguments for a forward: "text", "image", "images" (two for one prompt) or "batch".
 
     A batch holds prompts of different length, padded left, one of them without a picture where
-    the family takes such a batch. Qwen2-Audio has recordings where the others have pictures.
+    the family takes such a batch. Qwen2-Audio has recordings where the others have pictures, and
+    language models alone have nothing there.
     """
     return _FAMILIES[name].example(hf_model, processor, kind)

@@ -12,6 +12,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from vlm_lens.inputs.media import tokenizer_of
+
 WORDS = [
     *("what", "color", "is", "the", "circle", "square", "red", "blue", "green"),
     *("left", "right", "a", "one", "two", "?", ".", ":"),
@@ -54,7 +56,7 @@ class Family:
 
     def build(self, *, dtype: torch.dtype, **changes: Any) -> tuple[Any, Any]:
         processor = self.processor()
-        settings = {**self.config(processor.tokenizer), **changes}
+        settings = {**self.config(tokenizer_of(processor)), **changes}
         torch.manual_seed(0)
         hf = self.model_class(self.model_class.config_class(**settings))
         randomise(hf)
@@ -75,7 +77,7 @@ class Family:
         """Texts, and for each the numbers of its pictures: 0 or 1."""
         here = self.placeholder
         question = "what color is the circle ?"
-        if kind == "text":
+        if kind == "text" or (kind == "image" and kind not in self.kinds):
             return [question], [[]]
         if kind == "image":
             return [f"{here} {question}"], [[0]]

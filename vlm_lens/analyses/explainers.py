@@ -11,6 +11,7 @@ from vlm_lens.analyses.exemplars import Exemplars
 from vlm_lens.analyses.explaining.asking import EXPLAIN, explain_prompt, read_explanation
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.prompt import Cost, Prompt
+from vlm_lens.inputs.media import tokenizer_of
 from vlm_lens.model import HookedVLM
 
 
@@ -65,7 +66,7 @@ class ModelExplainer:
     def _text(self, prompt: Prompt) -> str | list[dict[str, Any]]:
         """A chat message, images in their places; without a template a text, images in front."""
         processor: Any = self.model.processor
-        if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+        if not (getattr(processor, "chat_template", None) or tokenizer_of(processor).chat_template):
             return prompt.text
         parts = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}

@@ -6,8 +6,9 @@ relative to the Hugging Face model, those of a block to the block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from vlm_lens.geometry import LayoutFunction
@@ -22,12 +23,16 @@ class AttentionPaths:
         module: The attention module.
         q: Query projection; `k` and `v` likewise. None where the three are one projection.
         qkv: The fused projection of queries, keys and values, one after the other.
+        by_head: Whether the fused projection has those of one head next to each other instead.
         o: Output projection.
         z: Module whose input is the heads' output, where that is not the output projection.
         rotary: Whether queries and keys are rotated.
         packed: Whether all images are one sequence, each of which sees itself alone; the pattern
             is then shown image by image.
         chunked: Whether it calls its attention function once for each image or window.
+        inline: Whether it computes scores and pattern in its own forward, without a function that
+            could be exchanged.
+        alibi: Whether scores hold a bias for the distance (ALiBi) in place of positions.
     """
 
     module: str
@@ -35,11 +40,14 @@ class AttentionPaths:
     k: str | None = None
     v: str | None = None
     qkv: str | None = None
+    by_head: bool = False
     o: str
     z: str | None = None
     rotary: bool = False
     packed: bool = False
     chunked: bool = False
+    inline: bool = False
+    alibi: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +84,11 @@ class BlockPaths:
         ln2_post: Norm of the MLP's output, before it is added.
         text_mlp: A second MLP, for the text next to a Q-Former's queries.
         post_norm: Whether norms come after the addition, as in BERT.
+        parallel: Whether attention and MLP read the same stream and are added together, so that
+            there is no stream between them.
         norm_offset: What its norms add to their weights (1 in Gemma).
         rows: How its tensors lie, from the block's own arguments; see `StackPaths.rows`.
+        when: What the stack's configuration says of blocks of this kind, by the setting's name.
     """
 
     ln1: str
@@ -90,8 +101,10 @@ class BlockPaths:
     ln2_post: str | None = None
     text_mlp: MLPPaths | None = None
     post_norm: bool = False
+    parallel: bool = False
     norm_offset: float = 0.0
     rows: RowIndex | None = None
+    when: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +112,16 @@ class StackPaths:
     """A stack of transformer blocks around one residual stream.
 
     Attributes:
-        config: Name of the component's configuration in the model's configuration.
+        config: Name of the component's configuration in the model's configuration; "" for that one
+            itself, of a model that is nothing but this component.
         blocks: The list of blocks.
         block: Paths inside a block: one table, or several, of which each block takes the first
             that fits. By default those that `blocks_of` knows for the stack's model type.
         start: The module whose input `inputs_embeds` is the start of the residual stream; by
             default that is what enters the first block.
+        embedded: Or else, the module whose output is the start of the residual stream, where
+            positions are added to it before the first block.
+        positions: With `embedded`, the module that gives these positions.
         ln_final: The norm at the end of the stream, where it has one that is used.
         output_layer: For an encoder: from the model's configuration, which of the ``n + 1``
             hidden states (0 is the input of the first block) is handed on.
@@ -120,6 +137,8 @@ class StackPaths:
     blocks: str
     block: BlockPaths | tuple[BlockPaths, ...] | None = None
     start: str | None = None
+    embedded: str | None = None
+    positions: str | None = None
     ln_final: str | None = None
     output_layer: Callable[[Any], int] | None = None
     output: str | None = None
@@ -164,6 +183,9 @@ class ProjectorPaths:
 class Architecture:
     """Everything vlm_lens needs to know of one family of models.
 
+    Every part is optional: a language model alone has no more than that, and a tower alone neither
+    embeds nor predicts tokens.
+
     Attributes:
         model_class: Name of the Hugging Face class.
         text_types: Model types of the text models that the record is for; empty for any.
@@ -174,25 +196,43 @@ class Architecture:
         audio_encoder: The audio tower; hook points under ``audio_encoder.``.
         qformer: Blocks that read the image with learnt queries; under ``qformer.``.
         projector: The connector; hook points under ``projector.``.
-        embed: Path of the token embedding.
-        unembed: Path of the language-model head.
+        embed: Path of the token embedding; a language model has one.
+        unembed: Path of the language-model head; a language model has one.
         caps_logits: Whether the class caps its logits at what the text model's configuration says
             (`final_logit_softcapping`); others pass over it.
+        counts_padding: Whether the forward counts padding among positions, unless it is told where
+            in its text each token is.
         layout: Where image tokens lie: a function of `vlm_lens.geometry`.
+        requires: What the model's configuration has to say for the record to hold, by the name of
+            the setting: a variant of the family that computes otherwise is refused.
     """
 
     model_class: str
     text_types: tuple[str, ...] = ()
-    language_model: StackPaths
+    language_model: StackPaths | None = None
     text_encoder: StackPaths | None = None
     vision_encoder: StackPaths | None = None
     audio_encoder: StackPaths | None = None
     qformer: StackPaths | None = None
-    projector: ProjectorPaths
-    embed: str
-    unembed: str
+    projector: ProjectorPaths | None = None
+    embed: str | None = None
+    unembed: str | None = None
     caps_logits: bool = False
+    counts_padding: bool = False
     layout: LayoutFunction | None = None
+    requires: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.parts():
+            raise ValueError(
+                f"Expected a language model or an encoder in the record of {self.model_class}, but "
+                "it has none."
+            )
+        if self.language_model is not None and None in (self.embed, self.unembed):
+            raise ValueError(
+                f"Expected embed and unembed beside the language model in the record of "
+                f"{self.model_class}."
+            )
 
     def parts(self) -> dict[str, StackPaths]:
         """The stacks that the family has, by the prefix of their hook points."""
@@ -206,6 +246,11 @@ class Architecture:
         }
         return {name: paths for name, paths in named.items() if paths is not None}
 
+    def media_parts(self) -> list[StackPaths]:
+        """The stacks that read images or sounds; none of a language model alone."""
+        named = (self.vision_encoder, self.audio_encoder)
+        return [paths for paths in named if paths is not None]
+
 
 Size = Literal["n_layers", "n_heads", "n_key_value_heads", "d_model", "d_mlp", "d_head"]
 _SIZE_NAMES: dict[Size, tuple[str, ...]] = {
@@ -218,12 +263,15 @@ _SIZE_NAMES: dict[Size, tuple[str, ...]] = {
 }
 
 
-def config_of(hf_model: Any, path: str) -> Any:
-    """A component's configuration, by its path in the model's configuration."""
-    config = hf_model.config
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
+def config_at(config: Any, path: str) -> Any:
+    """A component's configuration, by its path in the model's; "" is the model's own.
+
+    Example:
+        >>> from transformers import LlavaConfig
+        >>> config_at(LlavaConfig(), "vision_config").model_type
+        'clip_vision_model'
+    """
+    return attrgetter(path)(config) if path else config
 
 
 def size_in(config: Any, size: Size) -> int | None:

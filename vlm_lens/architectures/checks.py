@@ -6,14 +6,13 @@ name. So every resolved part is held against the model's configuration and again
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 from vlm_lens.architectures.base import (
     Architecture,
     Size,
     StackPaths,
-    config_of,
+    config_at,
     size_in,
 )
 from vlm_lens.architectures.components import HookedBlock, HookedStack
@@ -30,11 +29,13 @@ def check_model_types(architecture: Architecture, config: Any) -> None:
         config: Its configuration.
 
     Raises:
-        ArchitectureError: There is no table of paths for a part of this type.
+        ArchitectureError: There is no table of paths for a part of this type, or the record does
+            not hold for a model with these settings.
     """
+    check_settings(architecture, config)
     for paths in architecture.parts().values():
         if paths.block is None:
-            blocks_of(attrgetter(paths.config)(config))
+            blocks_of(config_at(config, paths.config))
 
 
 def check_stacks(hf_model: Any, architecture: Architecture, stacks: dict[str, HookedStack]) -> None:
@@ -49,19 +50,40 @@ def check_stacks(hf_model: Any, architecture: Architecture, stacks: dict[str, Ho
         ArchitectureError: Something does not fit; the message names the path and both sizes.
     """
     for name, paths in architecture.parts().items():
-        config = config_of(hf_model, paths.config)
+        config = config_at(hf_model.config, paths.config)
         _expect(paths.blocks, "blocks", len(stacks[name].blocks), _stated(config, "n_layers", name))
         for index, block in enumerate(stacks[name].blocks):
             _check_block(f"{paths.blocks}.{index}", block, paths, config)
-    _check_vocabulary(hf_model, architecture)
+    if architecture.embed is not None and architecture.unembed is not None:
+        _check_vocabulary(hf_model, architecture.embed, architecture.unembed)
 
 
-def _check_vocabulary(hf_model: Any, architecture: Architecture) -> None:
+def check_settings(architecture: Architecture, config: Any) -> None:
+    """Refuses a variant of a family that its record does not hold for.
+
+    Args:
+        architecture: The record.
+        config: The model's configuration.
+
+    Raises:
+        ArchitectureError: A setting is not what the record requires.
+    """
+    for name, needed in architecture.requires.items():
+        found = getattr(config, name, needed)
+        if found != needed:
+            raise ArchitectureError(
+                f"Expected a {architecture.model_class} with {name}={needed!r}, got {found!r}: "
+                "such a model computes otherwise, and its hook points would not be what they are "
+                "called."
+            )
+
+
+def _check_vocabulary(hf_model: Any, embed: str, unembed: str) -> None:
     words = hf_model.config.get_text_config().vocab_size
-    embedded = getattr(beneath(Place(hf_model, architecture.embed).module), "num_embeddings", 0)
-    _expect(architecture.embed, "words", min(embedded, words), words)  # Mllama has some more
-    predicted = Place(hf_model, architecture.unembed).module
-    _expect(architecture.unembed, "words", getattr(predicted, "out_features", 0), words)
+    embedded = getattr(beneath(Place(hf_model, embed).module), "num_embeddings", 0)
+    _expect(embed, "words", min(embedded, words), words)  # Mllama has some more
+    predicted = Place(hf_model, unembed).module
+    _expect(unembed, "words", getattr(predicted, "out_features", 0), words)
 
 
 def _stated(config: Any, size: Size, name: str) -> int | None:
@@ -74,7 +96,7 @@ def _check_block(where: str, block: HookedBlock, paths: StackPaths, config: Any)
     width = block.mlp.d_model
     _expect(f"{where} (width of the stream)", "entries", width, size_in(config, "d_model"))
     _expect(f"{where} (MLP)", "neurons", block.mlp.d_mlp, size_in(config, "d_mlp"))
-    _expect(f"{where} (MLP, last layer)", "outputs", block.mlp.hf_module.out_features, width)
+    _expect(f"{where} (MLP, last layer)", "outputs", block.mlp.d_out, width)
     _expect(f"{where} (norms)", "weights", _length(block.ln1), width)
     _expect(f"{where} (norms)", "weights", _length(block.ln2), width)
     gated = getattr(config, "is_gated_act", None)

@@ -58,6 +58,30 @@ OPT = BlockPaths(
     mlp=MLPPaths(up="fc1", down="fc2"),
     rows=batch_rows,
 )
+GPT2 = BlockPaths(
+    ln1="ln_1",
+    attn=fused_attention("attn", o="c_proj", qkv="c_attn"),
+    ln2="ln_2",
+    mlp=MLPPaths(up="mlp.c_fc", down="mlp.c_proj"),
+)
+GPT_NEOX_SERIAL = BlockPaths(
+    ln1="input_layernorm",
+    attn=fused_attention("attention", o="dense", qkv="query_key_value", by_head=True, rotary=True),
+    ln2="post_attention_layernorm",
+    mlp=MLPPaths(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+    when={"use_parallel_residual": False},
+)
+GPT_NEOX = (
+    replace(GPT_NEOX_SERIAL, parallel=True, when={"use_parallel_residual": True}),
+    GPT_NEOX_SERIAL,
+)
+BLOOM = replace(
+    GPT_NEOX_SERIAL,
+    attn=fused_attention(
+        "self_attention", o="dense", qkv="query_key_value", by_head=True, inline=True, alibi=True
+    ),
+    when={},
+)
 KOSMOS2_TEXT = BlockPaths(
     ln1="self_attn_layer_norm",
     attn=attention("self_attn", o="out_proj", z="self_attn.inner_attn_ln"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
-from vlm_lens.architectures.base import Architecture, ProjectorPaths, StackPaths
+from vlm_lens.architectures.base import Architecture, ProjectorPaths, StackPaths, config_at
 from vlm_lens.architectures.registry import records
 
 COLUMNS = ("class", "encoder", "Q-Former", "projector", "text model", "token layout")
@@ -41,8 +40,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def language_models() -> list[str]:
+    """The classes that are language models alone.
+
+    Example:
+        >>> language_models()[0]
+        'LlamaForCausalLM'
+    """
+    return list(dict.fromkeys(r.model_class for r in records() if not r.media_parts()))
+
+
 def markdown() -> str:
-    """One row a class, in Markdown: its encoder, projector and text models.
+    """One row a class that reads more than text, in Markdown: its encoder, projector, text models.
 
     Example:
         >>> print(markdown().splitlines()[5])
@@ -50,6 +59,8 @@ def markdown() -> str:
     """
     merged: dict[str, tuple[str, str, list[str]]] = {}
     for name, encoder, qformer, projector, text, _ in support_rows():
+        if encoder == "-":
+            continue
         tower = _code(encoder) + ("" if qformer == "-" else ", Q-Former")
         merged.setdefault(name, (tower, projector, []))[2].append(_code(text))
     lines = ["| class | encoder | projector | text model |", "| --- | --- | --- | --- |"]
@@ -78,7 +89,9 @@ def _row(record: Architecture) -> tuple[str, ...]:
     )
 
 
-def _kind(projector: ProjectorPaths) -> str:
+def _kind(projector: ProjectorPaths | None) -> str:
+    if projector is None:
+        return "-"
     parts = {
         "norm": projector.norm,
         "attention": projector.attn,
@@ -100,4 +113,4 @@ def _model_type(record: Architecture, paths: StackPaths | None) -> str:
         return f"any {OPEN}"
     config = model_class.config_class()
     is_open = config.sub_configs.get(paths.config) is transformers.AutoConfig
-    return attrgetter(paths.config)(config).model_type + (f" {OPEN}" if is_open else "")
+    return config_at(config, paths.config).model_type + (f" {OPEN}" if is_open else "")

@@ -14,7 +14,7 @@ name ours gets it whole, cuts it itself, and can show one pattern for each image
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -41,8 +41,29 @@ _active: dict[nn.Module, list[AttentionProbe]] = {}
 """Attention modules with hooks inside, and the probes to fire there; empty when no hook is set."""
 
 
-class AttentionProbe(SharedAt):
-    """The taps inside one attention module.
+class AttentionTaps(SharedAt):
+    """The taps inside one attention module, however they get at its tensors.
+
+    Args:
+        place: Where the attention module is.
+        rotary: Whether its queries and keys are rotated, so that `rot_q` and `rot_k` exist.
+        patch_rows: Shows the sequence in the plain layout, where the model keeps it in another one.
+    """
+
+    def __init__(
+        self, place: Place, *, rotary: bool = False, patch_rows: PatchRows | None = None
+    ) -> None:
+        super().__init__(place)
+        self.rot_q = Tap(self.use, patch_rows=patch_rows) if rotary else None
+        self.rot_k = Tap(self.use, patch_rows=patch_rows) if rotary else None
+        self.scores = Tap(self.use, patch_rows=patch_rows)
+        self.pattern = Tap(self.use, patch_rows=patch_rows)
+        self.last_call: Callable[[], tuple[Tensor, Tensor]] | None = None
+        self.remembers = False
+
+
+class AttentionProbe(AttentionTaps):
+    """The taps inside one attention module that calls a function for its pattern.
 
     Args:
         place: Where the attention module is, which takes its function from `AttentionInterface`.
@@ -59,14 +80,8 @@ class AttentionProbe(SharedAt):
         patch_rows: PatchRows | None = None,
         chunked: bool = False,
     ) -> None:
-        super().__init__(place)
+        super().__init__(place, rotary=rotary, patch_rows=patch_rows)
         self.patch_rows, self.chunked = patch_rows, chunked
-        self.rot_q = Tap(self.use, patch_rows=patch_rows) if rotary else None
-        self.rot_k = Tap(self.use, patch_rows=patch_rows) if rotary else None
-        self.scores = Tap(self.use, patch_rows=patch_rows)
-        self.pattern = Tap(self.use, patch_rows=patch_rows)
-        self.last_call: Callable[[], tuple[Tensor, Tensor]] | None = None
-        self.remembers = False
 
     def _put_in(self) -> None:
         """Name our attention function in the module's configuration."""
@@ -111,7 +126,7 @@ class AttentionProbe(SharedAt):
 
 
 @contextmanager
-def remember_attention(probes: dict[str, AttentionProbe]) -> Iterator[dict[str, Deferred]]:
+def remember_attention(probes: Mapping[str, AttentionTaps]) -> Iterator[dict[str, Deferred]]:
     """Make scores and patterns of the forward in this block computable after it.
 
     Nothing is computed in the forward itself; queries and keys are kept alive.

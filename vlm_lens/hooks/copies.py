@@ -20,6 +20,7 @@ from vlm_lens.hooks.patch_rows import PatchRows
 from vlm_lens.hooks.place import Place
 from vlm_lens.hooks.shared import SharedAt
 from vlm_lens.hooks.tap import Tap, fire, recomputed_modules
+from vlm_lens.hooks.view import View
 
 
 class _Beside(SharedAt):
@@ -105,13 +106,13 @@ class ReadBy:
 
     Attributes:
         place: Where the linear layer is.
-        start: Where its outputs begin in those of the layer.
+        view: Where its outputs are in those of the layer; None where they are all of them.
         n_heads: How many heads it serves.
         weight: Gives its weight, as it is when the model runs.
     """
 
     place: Place
-    start: int
+    view: View | None
     n_heads: int
     weight: Callable[[], Float[Tensor, "head d_model d_head"]]
 
@@ -177,6 +178,8 @@ class InputCopies(_Beside):
         for change, reader, inside in zip(self._changes, self._readers, self._modules, strict=True):
             if change is not None and inside is module:
                 part = torch.einsum("...hd,hde->...he", change, reader.weight()).flatten(-2)
-                room = output.shape[-1] - reader.start - part.shape[-1]
-                changed = self._added(changed, nn.functional.pad(part, (reader.start, room)))
+                if reader.view is not None:
+                    others = part.new_zeros(*part.shape[:-1], output.shape[-1])
+                    part = reader.view.put_back(part, others)
+                changed = self._added(changed, part)
         return None if changed is output else changed

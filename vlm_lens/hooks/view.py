@@ -46,19 +46,59 @@ def heads_view(n_heads: int) -> View:
     )
 
 
-def slice_view(start: int, stop: int) -> View:
-    """Shows a slice of the last axis, such as the queries of a fused projection.
+@dataclass(frozen=True)
+class OutputPart:
+    """Some of the outputs of a layer that does several things at once, and how hooks see them.
+
+    Attributes:
+        size: How many they are.
+        view: Shows them in a tensor whose last axis has all outputs.
+    """
+
+    size: int
+    view: View
+
+
+def slice_part(start: int, stop: int) -> OutputPart:
+    """A slice of the last axis, such as the queries of a fused projection.
 
     Example:
         >>> import torch
         >>> fused = torch.arange(6.0)
-        >>> view = slice_view(2, 4)
+        >>> view = slice_part(2, 4).view
         >>> view.put_back(view.show(fused) * 10, fused)
         tensor([ 0.,  1., 20., 30.,  4.,  5.])
     """
-    return View(
+    show = View(
         show=lambda x: x[..., start:stop], put_back=partial(_with_slice, slice(start, stop))
     )
+    return OutputPart(stop - start, show)
+
+
+def by_head_part(n_heads: int, which: int, of: int, size: int) -> OutputPart:
+    """One of several things that lie next to each other for each head, such as its queries.
+
+    Args:
+        n_heads: Number of heads.
+        which: Which of the things.
+        of: How many there are.
+        size: How many outputs a thing has, all heads together.
+
+    Example:
+        >>> import torch
+        >>> by_head_part(2, 1, 3, 4).view.show(torch.arange(12))  # of heads 0-5 and 6-11
+        tensor([2, 3, 8, 9])
+    """
+
+    def show(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (n_heads, of, -1))[..., which, :].flatten(-2)
+
+    def put_back(answer: Tensor, x: Tensor) -> Tensor:
+        changed = x.clone().unflatten(-1, (n_heads, of, -1))
+        changed[..., which, :] = answer.unflatten(-1, (n_heads, -1))
+        return changed.flatten(-3)
+
+    return OutputPart(size, View(show, put_back))
 
 
 def _with_slice(where: slice, answer: Tensor, x: Tensor) -> Tensor:

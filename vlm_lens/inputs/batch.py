@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vlm_lens.counted import counted
 from vlm_lens.inputs.owners import PositionOwners
-from vlm_lens.inputs.positions import PER_POSITION, lengthen
+from vlm_lens.inputs.positions import PER_POSITION, lengthen, positions_in_text
 from vlm_lens.inputs.token_kinds import Kind
 from vlm_lens.inputs.token_map import TokenMap
 
@@ -98,6 +98,13 @@ class Inputs(Mapping[str, Tensor]):
         else:
             moved = {name: value.to(target) for name, value in self.items()}
         return replace(self, tensors=moved)
+
+    def with_positions(self) -> "Inputs":
+        """Returns these inputs with the number of each position in its text, for a model that
+        would count padding.
+        """
+        numbers = {"position_ids": positions_in_text(self.attention_mask)}
+        return replace(self, tensors={**self.tensors, **numbers})
 
     def positions_mask(self, kind: Kind) -> Bool[Tensor, "batch pos"]:
         """Returns the mask of one kind of positions, on the device of ``input_ids``.

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from vlm_lens.counted import counted
 from vlm_lens.geometry import AudioLayout, ImageLayout, MediaLayout
 from vlm_lens.inputs.batch import token_strings
-from vlm_lens.inputs.media import Medium
+from vlm_lens.inputs.media import Medium, is_tokenizer, tokenizer_of
 from vlm_lens.inputs.padding import pad_id
 from vlm_lens.inputs.positions import PER_POSITION, lengthen, pad_left, stack
 from vlm_lens.inputs.token_kinds import Modality, Role
@@ -78,7 +78,7 @@ def encode(
     in_media = [False] * len(ids) if mask is None else mask[0].bool().tolist()
     answer_ids = []
     if answer:
-        answer_ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer_of(processor)(answer, add_special_tokens=False)["input_ids"]
     per_position = {
         name: lengthen(name, value, len(answer_ids), answer_type=answer_type(processor))
         for name, value in encoded.items()
@@ -99,16 +99,20 @@ def _process(
     processor: Any, text: str, media: list[Image.Image] | list[np.ndarray], medium: Medium
 ) -> dict[str, Tensor]:
     """What the processor makes of one prompt, as tensors with a batch axis of 1."""
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     # Chat templates often write the bos token themselves; the tokenizer must not add another one.
     # A processor that knows the bos token writes it itself too, where the prompt has none.
     has_bos = tokenizer.bos_token is not None and text.lstrip().startswith(tokenizer.bos_token)
+    writes_bos = hasattr(processor, "bos_token") and not is_tokenizer(processor)
     settings = {
         "return_tensors": "pt",
         "padding": False,
         "truncation": False,
-        "add_special_tokens": not (has_bos or hasattr(processor, "bos_token")),
+        "add_special_tokens": not (has_bos or writes_bos),
     }
+    if is_tokenizer(processor):
+        encoded = processor([text], **settings)
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
     if not media and answer_type(processor):
         return _text_of_prefix_model(tokenizer, text)
     given = {
@@ -180,10 +184,14 @@ def check_length(sample: EncodedSample, config: Any, medium: Medium, *, index: i
     """Raises a ValueError if a sample is longer than the model's context."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and len(sample.ids) > longest:
+        parts, remedy = "", "shorten the text"
+        if sample.layouts:
+            n_media = counted(len(sample.layouts), medium.name)
+            parts = f" ({sum(sample.in_media)} of them {medium.name} tokens of {n_media})"
+            remedy += f" or pass fewer {medium.name}s"
         raise ValueError(
-            f"sample {index}: the prompt has {len(sample.ids)} tokens ({sum(sample.in_media)} of "
-            f"them {medium.name} tokens of {counted(len(sample.layouts), medium.name)}), but the "
-            f"model's context holds {longest}: shorten the text or pass fewer {medium.name}s"
+            f"sample {index}: the prompt has {len(sample.ids)} tokens{parts}, but the model's "
+            f"context holds {longest}: {remedy}"
         )
 
 
@@ -197,7 +205,7 @@ def collate(samples: list[EncodedSample], processor: Any) -> dict[str, Tensor]:
     """
     longest = max(len(sample.ids) for sample in samples)
     missing = [longest - len(sample.ids) for sample in samples]
-    pad = pad_id(processor.tokenizer)
+    pad = pad_id(tokenizer_of(processor))
     if pad is None and any(missing):
         raise ValueError(
             "texts of different lengths need padding, but the tokenizer has neither a pad nor an "
@@ -253,7 +261,7 @@ def token_maps(samples: list[EncodedSample], processor: Any, medium: Medium) -> 
 
 def _special_ids(processor: Any) -> set[int | None]:
     """The tokenizer's special tokens, and what a processor writes around and into images."""
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     tags = tokenizer.convert_tokens_to_ids(getattr(processor, "tag_tokens", []))
     written = [*getattr(processor, "image_token_ids", []), *tags]
@@ -268,17 +276,17 @@ def _token_map(
     *,
     n_padding: int,
 ) -> TokenMap:
-    pad: Any = pad_id(processor.tokenizer)  # there is one where there is padding
+    pad: Any = pad_id(tokenizer_of(processor))  # there is one where there is padding
     padding = [pad] * n_padding
     modality: list[Modality] = ["padding"] * n_padding
     prompt: list[Role] = ["prompt"] * (n_padding + sample.n_prompt)
     answer: list[Role] = ["answer"] * (len(sample.ids) - sample.n_prompt)
     for token_id, in_media in zip(sample.ids, sample.in_media, strict=True):
         other = "special" if token_id in special_ids else "text"
-        modality.append(medium.name if in_media else other)
+        modality.append(medium.modality if in_media else other)
     images = [layout for layout in sample.layouts if isinstance(layout, ImageLayout)]
     known_ids = sorted(i for i in special_ids if i is not None)
-    tokens = token_strings(processor.tokenizer, padding + sample.ids)
+    tokens = token_strings(tokenizer_of(processor), padding + sample.ids)
     if medium.token_id is None:  # the ids below an image are arbitrary, and would read as words
         in_media = [False] * n_padding + sample.in_media
         tokens = [medium.token if m else t for m, t in zip(in_media, tokens, strict=True)]
@@ -288,7 +296,7 @@ def _token_map(
         role=prompt + answer,
         image_index=_image_index(modality, images),
         layouts=images,
-        special_tokens=frozenset(token_strings(processor.tokenizer, known_ids)),
+        special_tokens=frozenset(token_strings(tokenizer_of(processor), known_ids)),
         audios=[layout for layout in sample.layouts if isinstance(layout, AudioLayout)],
     )
 

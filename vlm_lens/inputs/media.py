@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
 @dataclass(frozen=True)
@@ -11,17 +11,50 @@ class Medium:
     """How one family of models takes its images or sounds.
 
     Attributes:
-        name: "image" or "audio".
+        name: "image", "audio", or "nothing" of a model that reads text alone.
         token: The placeholder of one of them in a prompt.
         token_id: The id at their positions; None where a mask marks them instead.
         in_prompt: Whether the prompt holds the placeholders. Else the processor puts the positions
             of one image in front of it.
     """
 
-    name: Literal["image", "audio"]
+    name: Literal["image", "audio", "nothing"]
     token: str
     token_id: int | None
     in_prompt: bool
+
+    @property
+    def modality(self) -> Literal["image", "audio"]:
+        """What its positions are."""
+        return "audio" if self.name == "audio" else "image"
+
+    @property
+    def is_taken(self) -> str:
+        """What the model takes, in words for a message."""
+        if self.name == "nothing":
+            return "takes text, and nothing else"
+        return f"takes {self.name}s besides text, and nothing else"
+
+
+TEXT_ALONE = Medium("nothing", "\0", None, False)
+"""The medium of a language model alone, with a placeholder that no text holds."""
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """A processor's tokenizer: that of a language model alone is its own processor.
+
+    Example:
+        >>> from vlm_lens import HookedVLM
+        >>> processor = HookedVLM.from_pretrained("shapes-llava").processor
+        >>> tokenizer_of(processor) is tokenizer_of(tokenizer_of(processor))
+        True
+    """
+    return processor if is_tokenizer(processor) else processor.tokenizer
+
+
+def is_tokenizer(processor: Any) -> bool:
+    """Whether a processor reads text alone."""
+    return isinstance(processor, PreTrainedTokenizerBase)
 
 
 def medium_of(processor: Any, config: Any) -> Medium:
@@ -30,6 +63,8 @@ def medium_of(processor: Any, config: Any) -> Medium:
     Raises:
         TypeError: The processor lacks a part.
     """
+    if is_tokenizer(processor):
+        return TEXT_ALONE
     is_audio = hasattr(processor, "audio_token") and not hasattr(processor, "image_processor")
     part = "feature_extractor" if is_audio else "image_processor"
     for name in (part, "tokenizer"):

@@ -57,10 +57,11 @@ def media_in(messages: Sequence[Message], medium: Medium, *, sample: int) -> lis
     foreign = {"image", "audio", "video"} - {medium.name}
     for part in parts:
         if part.get("type") in foreign:
+            frames_instead = part["type"] == "video" and medium.name == "image"
             raise ValueError(
                 f"sample {sample}: a message holds a part of type {part['type']!r}, but this model "
-                f"takes {medium.name}s besides text, and nothing else: leave it out"
-                + (", or pass frames of the video as images" if part["type"] == "video" else "")
+                f"{medium.is_taken}: leave it out"
+                + (", or pass frames of the video as images" if frames_instead else "")
             )
     places = [part for part in parts if part.get("type") == medium.name]
     sources = [source for part in places for source in _sources(part, medium)]

@@ -16,6 +16,7 @@ PER_POSITION = (
     "mm_token_type_ids",
     "image_embeds_position_mask",
     "cross_attention_mask",
+    "position_ids",
 )
 
 
@@ -36,8 +37,23 @@ def lengthen(
     """
     if name == "cross_attention_mask":  # an answer sees the images that the prompt's end sees
         return torch.cat([value, value[:, -1:].expand(-1, n, *value.shape[2:])], dim=1)
+    if name == "position_ids":
+        return torch.cat([value, value[:, -1:] + 1 + torch.arange(n, device=value.device)], dim=1)
     fill = {"attention_mask": 1, "token_type_ids": answer_type}.get(name, 0)
     return torch.cat([value, value.new_full((len(value), n), fill)], dim=1)
+
+
+def positions_in_text(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """The number of each position in its text, padding not counted, as `generate` counts them.
+
+    Args:
+        mask: 1 at real positions, 0 at padding.
+
+    Example:
+        >>> positions_in_text(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])).tolist()
+        [[0, 0, 0, 1], [0, 1, 2, 3]]
+    """
+    return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
 
 
 def pad_left(

@@ -21,7 +21,7 @@ from vlm_lens.inputs.encode import (
     token_maps,
 )
 from vlm_lens.inputs.images import load_image
-from vlm_lens.inputs.media import Medium, medium_of
+from vlm_lens.inputs.media import Medium, medium_of, tokenizer_of
 from vlm_lens.inputs.messages import media_in
 from vlm_lens.inputs.prompts import Prompt, check_messages, render_prompt
 from vlm_lens.inputs.samples import Images, RawSample, split_samples
@@ -47,7 +47,8 @@ def prepare(
     """Prepares images and texts for a model, and maps its positions to the images' pixels.
 
     Args:
-        processor: The model's processor. Neither it nor its tokenizer is changed.
+        processor: The model's processor, or the tokenizer of a language model alone. Neither it nor
+            its tokenizer is changed.
         config: The model's config.
         images: For one text: None, an image or a list of images. For a list of texts: None or a
             list with one such entry per text. See `load_image` for what an image can be.
@@ -112,13 +113,10 @@ pixel_values [1, 3, 224, 224], on cpu)
     """
     medium = medium_of(processor, config)
     check_processor(processor, config)
-    other = images if medium.name == "audio" else audio
-    if other is not None:
-        raise TypeError(
-            f"{type(processor).__name__} takes {medium.name}s besides text, and nothing else: pass "
-            f"{'audio=' if medium.name == 'audio' else 'images='}"
-        )
-    sources = audio if medium.name == "audio" else images
+    given = {"image": images, "audio": audio}
+    sources = given.pop(medium.name, None)
+    if any(other is not None for other in given.values()):
+        raise TypeError(f"{type(processor).__name__} {medium.is_taken}: {_REMEDY[medium.name]}")
     raw, batched = split_samples(sources, text, answer, placeholder=medium.token)
     raw = [_with_media_of_messages(entry, medium, index=i) for i, entry in enumerate(raw)]
     encode_one = partial(_encode, processor, config, medium=medium, layout=layout)
@@ -127,7 +125,8 @@ pixel_values [1, 3, 224, 224], on cpu)
     written = [
         (s.ids, f"{text} {r.answer or ''}") for (s, _, text), r in zip(rows, raw, strict=True)
     ]
-    warn_of_unknown_words(processor.tokenizer, written)
+    tokenizer = tokenizer_of(processor)
+    warn_of_unknown_words(tokenizer, written)
     pictures = [media for _, media, _ in rows] if medium.name == "image" else [[] for _ in rows]
     return Inputs(
         tensors={**collate(samples, processor), **_decoder_inputs(raw, processor, config)},
@@ -135,10 +134,17 @@ pixel_values [1, 3, 224, 224], on cpu)
         images=pictures,
         texts=[text for _, _, text in rows],
         batched=batched,
-        tokenizer=processor.tokenizer,
+        tokenizer=tokenizer,
         image_token_id=medium.token_id,
         answer_type=answer_type(processor),
     )
+
+
+_REMEDY = {
+    "image": "pass images=",
+    "audio": "pass audio=",
+    "nothing": "leave images and sounds out, or load a vision-language model",
+}
 
 
 def _with_media_of_messages(raw: RawSample, medium: Medium, *, index: int) -> RawSample:
@@ -250,7 +256,7 @@ def _decoder_inputs(raw: list[RawSample], processor: Any, config: Any) -> dict[s
     """What the decoder of an encoder-decoder model starts with: its start token, and answers."""
     if not _is_encoder_decoder(config):
         return {}
-    tokenizer, text_config = processor.tokenizer, config.get_text_config()
+    tokenizer, text_config = tokenizer_of(processor), config.get_text_config()
     answers = [
         tokenizer(entry.answer, add_special_tokens=False)["input_ids"] if entry.answer else []
         for entry in raw

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lens.counted import counted
-from vlm_lens.inputs.media import Medium
+from vlm_lens.inputs.media import Medium, tokenizer_of
 from vlm_lens.inputs.messages import Message, parts_of
 from vlm_lens.inputs.words import check_text
 
@@ -91,7 +91,9 @@ class _Writer:
     def text(self, text: str, sample: int) -> str:
         if self.medium.token in text:
             return text
-        special = [token for token in self.processor.tokenizer.all_special_tokens if token in text]
+        special = [
+            token for token in tokenizer_of(self.processor).all_special_tokens if token in text
+        ]
         if special:
             self._check_finished(text, special, sample)
             return text
@@ -133,7 +135,7 @@ class _Writer:
         if not self.has_template:
             return None
         own = getattr(self.processor, "chat_template", None)
-        return own or self.processor.tokenizer.chat_template
+        return own or tokenizer_of(self.processor).chat_template
 
     def _is_medium(self, part: Message) -> bool:
         return part.get("type") == self.medium.name
@@ -161,7 +163,7 @@ class _Writer:
         chat = [{**m, "content": content} for m, content in zip(messages, contents, strict=True)]
         owner = self.processor
         if not getattr(owner, "chat_template", None):
-            owner = owner.tokenizer
+            owner = tokenizer_of(owner)
         generate = messages[-1]["role"] != "assistant"
         return owner.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
 

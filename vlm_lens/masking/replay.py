@@ -174,8 +174,8 @@ def replay_below(model: HookedVLM, names: Sequence[str], *, generating: bool = F
         kept = [block for name in towers for block in stacks[name][: _lowest(names, name)]]
         return Replay(kept, [])
     projector = architecture.projector
-    kept = [Place(model.hf_model, projector.module).module]
-    if projector.deepstack is not None:
+    kept = [] if projector is None else [Place(model.hf_model, projector.module).module]
+    if projector is not None and projector.deepstack is not None:
         kept += Place(model.hf_model, projector.deepstack).module.children()
     skipped = [block for name in before_text for block in stacks[name]]
     if not generating and not model.cfg.is_encoder_decoder:

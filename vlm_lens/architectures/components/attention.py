@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import einops
 from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.architectures.base import AttentionPaths
-from vlm_lens.architectures.components.component import Component, Projection
+from vlm_lens.architectures.components.component import (
+    Component,
+    Projection,
+    n_inputs,
+    n_outputs,
+)
 from vlm_lens.hooks import (
     ArchitectureError,
     AttentionProbe,
+    InlineAttentionProbe,
     PatchRows,
     Place,
     Tap,
     View,
+    by_head_part,
     heads_view,
+    slice_part,
 )
 from vlm_lens.hooks.copies import HeadResults, InputCopies, ReadBy
 
@@ -28,6 +37,7 @@ class HookedAttention(Component):
     Attributes:
         norms_heads: Whether what the heads give (`hook_z`) goes through a norm over all of them
             before it is multiplied with `W_O` (Kosmos-2).
+        alibi: Whether its scores hold a bias for the distance (BLOOM).
 
     Args:
         root: What the paths are relative to.
@@ -49,18 +59,21 @@ class HookedAttention(Component):
         place = root.at(paths.module)
         super().__init__(place, patch_rows=patch_rows)
         self.n_heads, self.n_key_value_heads = n_heads, n_kv
-        self.norms_heads = paths.z is not None
+        self.norms_heads, self.alibi = paths.z is not None, paths.alibi
         q, k, v = _projections(root, paths, n_heads, n_kv)
         self.projections = {"W_Q": q, "W_K": k, "W_V": v, "W_O": Projection(root.at(paths.o))}
         self.hook_q = self.output_tap(q.place, _by_head(q, n_heads))
         self.hook_k = self.output_tap(k.place, _by_head(k, n_kv))
         self.hook_v = self.output_tap(v.place, _by_head(v, n_kv))
-        self.probe = AttentionProbe(
-            place,
-            rotary=paths.rotary,
-            patch_rows=patch_rows if paths.packed else None,
-            chunked=paths.chunked,
-        )
+        if paths.inline:
+            self.probe = InlineAttentionProbe(place)
+        else:
+            self.probe = AttentionProbe(
+                place,
+                rotary=paths.rotary,
+                patch_rows=patch_rows if paths.packed else None,
+                chunked=paths.chunked,
+            )
         if self.probe.rot_q is not None and self.probe.rot_k is not None:
             self.hook_rot_q, self.hook_rot_k = self.probe.rot_q, self.probe.rot_k
         self.hook_attn_scores, self.hook_pattern = self.probe.scores, self.probe.pattern
@@ -105,7 +118,7 @@ class HookedAttention(Component):
         readers = [
             ReadBy(
                 self.projections[name].place,
-                self.projections[name].start,
+                self.projections[name].view,
                 n_heads,
                 partial(self._weight, name, n_heads),
             )
@@ -123,12 +136,12 @@ class HookedAttention(Component):
     @property
     def d_in(self) -> int:
         """Inputs of the output projection."""
-        return self.projections["W_O"].module.in_features
+        return n_inputs(self.projections["W_O"].module)
 
     @property
     def d_out(self) -> int:
         """Outputs of the output projection."""
-        return self.projections["W_O"].module.out_features
+        return self.projections["W_O"].n_outputs
 
     def _weight(self, name: str, n_heads: int) -> Float[Tensor, "head d_model d_head"]:
         return einops.rearrange(self.projections[name].weight, "d (h e) -> h d e", h=n_heads)
@@ -183,11 +196,11 @@ def _projections(
     if paths.qkv is None:
         raise ArchitectureError(f"Expected q, k and v or qkv in the record, got {paths}.")
     fused = root.at(paths.qkv)
-    n_outputs = fused.module.out_features
-    d_head = n_outputs // (n_heads + 2 * n_kv)
-    q_end, k_end = n_heads * d_head, (n_heads + n_kv) * d_head
-    return (
-        Projection(fused, 0, q_end),
-        Projection(fused, q_end, k_end),
-        Projection(fused, k_end, n_outputs),
-    )
+    d_head = n_outputs(fused.module) // (n_heads + 2 * n_kv)
+    if paths.by_head:
+        parts = [by_head_part(n_heads, which, 3, n_heads * d_head) for which in range(3)]
+    else:
+        ends = [0, n_heads * d_head, (n_heads + n_kv) * d_head, n_outputs(fused.module)]
+        parts = [slice_part(start, stop) for start, stop in pairwise(ends)]
+    q, k, v = (Projection(fused, part) for part in parts)
+    return q, k, v

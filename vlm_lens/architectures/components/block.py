@@ -17,9 +17,9 @@ class HookedBlock(Component):
 
     Where a block attends to an encoder or an image after it attends to itself, `hook_resid_mid` is
     the stream between the two, and `hook_resid_mid_cross` that before the MLP. What a family's
-    block lacks is absent. `hook_attn_out` and `hook_mlp_out` are what is added to
-    the stream, after a norm that is applied to them but before a gate or a scale that the block
-    multiplies them with.
+    block lacks is absent, such as a stream between attention and an MLP that runs beside it.
+    `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a norm that is applied
+    to them but before a gate or a scale that the block multiplies them with.
 
     Args:
         place: Where the Hugging Face block is.
@@ -45,6 +45,7 @@ class HookedBlock(Component):
             patch_rows = PatchRows(place, paths.rows)
         super().__init__(place, patch_rows=patch_rows)
         self.norm_offset, self.post_norm = paths.norm_offset, paths.post_norm
+        self.parallel = paths.parallel
         self.hook_resid_pre = self.input_tap(place)
         self.ln1 = self._norm(paths.ln1)
         if paths.attn is not None:
@@ -100,13 +101,8 @@ class HookedBlock(Component):
     def _add_mlp(self, paths: BlockPaths) -> None:
         """The stream before the MLP, the MLP, and what it adds."""
         crossed = hasattr(self, "ln_cross")
-        stream = self._stream(
-            paths, before=paths.ln2, after=str(paths.ln_cross) if crossed else paths.ln1
-        )
-        if crossed:
-            self.hook_resid_mid_cross = stream
-        else:
-            self.hook_resid_mid = stream
+        if not paths.parallel:
+            self._add_stream_before_mlp(paths, crossed=crossed)
         self.ln2 = self._norm(paths.ln2)
         self.mlp = HookedMLP(self.place, paths.mlp, patch_rows=self.patch_rows)
         self.hook_mlp_out = self._added(paths.ln2_post, paths.mlp.down)
@@ -114,6 +110,15 @@ class HookedBlock(Component):
             self.ln2_post = self._norm(paths.ln2_post)
         if paths.text_mlp is not None and self.place.at(paths.text_mlp.down).exists:
             self.text_mlp = HookedMLP(self.place, paths.text_mlp, patch_rows=self.patch_rows)
+
+    def _add_stream_before_mlp(self, paths: BlockPaths, *, crossed: bool) -> None:
+        stream = self._stream(
+            paths, before=paths.ln2, after=str(paths.ln_cross) if crossed else paths.ln1
+        )
+        if crossed:
+            self.hook_resid_mid_cross = stream
+        else:
+            self.hook_resid_mid = stream
 
     def _norm(self, path: str) -> HookedNorm:
         return HookedNorm(self.place.at(path), offset=self.norm_offset, patch_rows=self.patch_rows)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from vlm_lens.hooks import (
+    OutputPart,
     PatchRows,
     Place,
     Tap,
@@ -18,7 +20,6 @@ from vlm_lens.hooks import (
     input_of,
     output_of,
     shared_input_of,
-    slice_view,
     tap_at,
 )
 from vlm_lens.hooks.adapters import effective
@@ -80,13 +81,11 @@ class Projection:
 
     Attributes:
         place: Where the linear layer is.
-        start: First output that belongs to the projection.
-        stop: One after the last; None for all of them.
+        part: Which outputs belong to the projection; None for all of them.
     """
 
     place: Place
-    start: int = 0
-    stop: int | None = None
+    part: OutputPart | None = None
 
     @property
     def module(self) -> Any:
@@ -96,20 +95,40 @@ class Projection:
     @property
     def n_outputs(self) -> int:
         """How many outputs belong to the projection."""
-        return (self.module.out_features if self.stop is None else self.stop) - self.start
+        return n_outputs(self.module) if self.part is None else self.part.size
 
     @property
     def view(self) -> View | None:
         """How hooks see it in the layer's output."""
-        return None if self.stop is None else slice_view(self.start, self.stop)
+        return None if self.part is None else self.part.view
+
+    def of(self, outputs: Tensor) -> Float[Tensor, "*batch d_out"]:
+        """Its part of something that has the layer's outputs as its last axis."""
+        return outputs if self.part is None else self.part.view.show(outputs)
 
     @property
     def weight(self) -> Float[Tensor, "d_in d_out"]:
-        return weight_of(self.module)[:, self.start : self.stop]
+        return self.of(weight_of(self.module))
 
     @property
     def bias(self) -> Float[Tensor, " d_out"]:
-        return bias_of(self.module)[self.start : self.stop]
+        return self.of(bias_of(self.module))
+
+
+def n_inputs(linear: Any) -> int:
+    """How many inputs a linear layer has, GPT-2's included, which is called a convolution.
+
+    Example:
+        >>> from transformers.pytorch_utils import Conv1D
+        >>> n_inputs(Conv1D(3, 2)), n_outputs(Conv1D(3, 2))
+        (2, 3)
+    """
+    return linear.in_features if hasattr(linear, "in_features") else linear.nx
+
+
+def n_outputs(linear: Any) -> int:
+    """How many outputs a linear layer has; see `n_inputs`."""
+    return linear.out_features if hasattr(linear, "out_features") else linear.nf
 
 
 def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
@@ -122,7 +141,8 @@ def weight_of(linear: Any) -> Float[Tensor, "d_in d_out"]:
         TypeError: The weight is quantised, or not in memory, or an adapter is no change of weights.
     """
     layer = effective(linear)
-    return readable(getattr(layer, "weight", None), layer).T
+    weight = readable(getattr(layer, "weight", None), layer)
+    return weight if isinstance(layer, Conv1D) else weight.T
 
 
 def readable(weight: Any, module: nn.Module) -> Tensor:
@@ -160,5 +180,5 @@ def bias_of(linear: Any) -> Float[Tensor, " d_out"]:
     layer = effective(linear)
     if getattr(layer, "bias", None) is not None:
         return readable(layer.bias, layer)
-    weight = readable(getattr(layer, "weight", None), layer).T
-    return torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    weight = readable(getattr(layer, "weight", None), layer)
+    return torch.zeros(n_outputs(layer), dtype=weight.dtype, device=weight.device)

@@ -6,8 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.architectures.base import MLPPaths
-from vlm_lens.architectures.components.component import Component, Projection
-from vlm_lens.hooks import ArchitectureError, PatchRows, Place
+from vlm_lens.architectures.components.component import (
+    Component,
+    Projection,
+    n_inputs,
+    n_outputs,
+)
+from vlm_lens.hooks import ArchitectureError, PatchRows, Place, slice_part
 
 
 class HookedMLP(Component):
@@ -40,12 +45,17 @@ class HookedMLP(Component):
     @property
     def d_model(self) -> int:
         """Width of the residual stream that the MLP reads."""
-        return self.projections["W_in"].module.in_features
+        return n_inputs(self.projections["W_in"].module)
 
     @property
     def d_mlp(self) -> int:
         """Number of neurons."""
-        return self.hf_module.in_features
+        return n_inputs(self.hf_module)
+
+    @property
+    def d_out(self) -> int:
+        """Width of what the MLP gives."""
+        return n_outputs(self.hf_module)
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -76,8 +86,9 @@ def _first_layers(root: Place, paths: MLPPaths) -> dict[str, Projection]:
     """The linear layer in front of the neurons, or both of a gated MLP."""
     if paths.gate_up is not None:
         fused = root.at(paths.gate_up)
-        half = fused.module.out_features // 2
-        return {"W_gate": Projection(fused, 0, half), "W_in": Projection(fused, half, 2 * half)}
+        half = n_outputs(fused.module) // 2
+        gate, up = slice_part(0, half), slice_part(half, 2 * half)
+        return {"W_gate": Projection(fused, gate), "W_in": Projection(fused, up)}
     if paths.up is None:
         raise ArchitectureError(f"Expected up or gate_up in the record, got {paths}.")
     up = {"W_in": Projection(root.at(paths.up))}

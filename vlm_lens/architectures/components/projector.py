@@ -7,7 +7,7 @@ from torch import nn
 from vlm_lens.architectures.base import (
     MLPPaths,
     ProjectorPaths,
-    config_of,
+    config_at,
     size_in,
 )
 from vlm_lens.architectures.components.attention import HookedAttention
@@ -38,7 +38,7 @@ class HookedProjector(Component):
             norm = model.at(paths.norm)
             self.norm = HookedNorm(norm, offset=paths.norm_offset, patch_rows=outward)
         if paths.attn is not None:
-            n_heads = size_in(config_of(hf_model, paths.config), "n_heads")
+            n_heads = size_in(config_at(hf_model.config, paths.config), "n_heads")
             assert n_heads is not None
             self.attn = HookedAttention(model, paths.attn, n_heads=n_heads, n_kv=n_heads)
         if paths.linear_1 is not None and paths.linear_2 is not None:

@@ -10,14 +10,14 @@ from torch import nn
 from vlm_lens.architectures.base import (
     BlockPaths,
     StackPaths,
-    config_of,
+    config_at,
     size_in,
 )
 from vlm_lens.architectures.components.block import HookedBlock
 from vlm_lens.architectures.components.component import Component
 from vlm_lens.architectures.components.norm import HookedNorm
 from vlm_lens.architectures.model_types import blocks_of
-from vlm_lens.hooks import ArchitectureError, PatchRows, Place, Tap
+from vlm_lens.hooks import ArchitectureError, PatchRows, Place, PositionsProbe, Tap
 
 
 class HookedStack(Component):
@@ -38,9 +38,9 @@ class HookedStack(Component):
         patch_rows = None
         if paths.rows is not None:
             patch_rows = PatchRows(model.at(paths.rows_from), paths.rows)
-        super().__init__(model.at(paths.start or f"{paths.blocks}.0"), patch_rows=patch_rows)
-        keyword = "inputs_embeds" if paths.start else None
-        self.hook_embed = self.input_tap(self.place, keyword=keyword)
+        start = paths.start or paths.embedded or f"{paths.blocks}.0"
+        super().__init__(model.at(start), patch_rows=patch_rows)
+        self._add_embedding(model, paths)
         places = [model.at(f"{paths.blocks}.{name}") for name in names]
         self.blocks = nn.ModuleList(self._build(hf_model, paths, places))
         for name, inner in paths.sub_stacks.items():
@@ -50,6 +50,18 @@ class HookedStack(Component):
             offset = self.blocks[0].norm_offset
             self.ln_final = HookedNorm(norm, offset=offset, patch_rows=patch_rows)
         self._add_output(hf_model, paths)
+
+    def _add_embedding(self, model: Place, paths: StackPaths) -> None:
+        """Where the stream starts, and the positions that are added to it before the blocks."""
+        if paths.embedded is None:
+            keyword = "inputs_embeds" if paths.start else None
+            self.hook_embed = self.input_tap(self.place, keyword=keyword)
+            return
+        self.hook_embed = self.output_tap(self.place)
+        if paths.positions is not None:
+            self.hook_pos_embed = PositionsProbe(
+                model.at(paths.positions), embedding=self.place
+            ).tap
 
     def _add_output(self, hf_model: Any, paths: StackPaths) -> None:
         """What an encoder hands on, wherever the record says that it leaves."""
@@ -74,14 +86,14 @@ class HookedStack(Component):
     def _build(
         self, hf_model: Any, paths: StackPaths, places: list[Place]
     ) -> Iterable[HookedBlock]:
-        config = config_of(hf_model, paths.config)
+        config = config_at(hf_model.config, paths.config)
         n_heads = size_in(config, "n_heads")
         if n_heads is None:
             raise ArchitectureError(f"Expected {paths.config} to state its number of heads.")
         for place in places:
             yield HookedBlock(
                 place,
-                _fitting(place.module, paths.block or blocks_of(config), where=paths.blocks),
+                _fitting(place.module, paths.block or blocks_of(config), config, paths.blocks),
                 n_heads=n_heads,
                 n_kv=size_in(config, "n_key_value_heads") or n_heads,
                 patch_rows=self.patch_rows,
@@ -99,16 +111,17 @@ class HookedStack(Component):
 
 
 def _fitting(
-    block: nn.Module, tables: BlockPaths | tuple[BlockPaths, ...], *, where: str
+    block: nn.Module, tables: BlockPaths | tuple[BlockPaths, ...], config: Any, where: str
 ) -> BlockPaths:
-    """The first table whose paths are all in the block."""
+    """The first table that is for such a configuration, and whose paths are all in the block."""
     if isinstance(tables, BlockPaths):
         return tables
     modules = {name for name, _ in block.named_modules()}
     for table in tables:
         parts = [part for part in (table.mlp, table.attn, table.cross_attn) if part is not None]
         paths = {path for part in parts for path in vars(part).values() if isinstance(path, str)}
-        if {table.ln1, table.ln2, *paths} <= modules:
+        meant = all(getattr(config, name, None) == value for name, value in table.when.items())
+        if meant and {table.ln1, table.ln2, *paths} <= modules:
             return table
     raise ArchitectureError(
         f"None of the {len(tables)} tables of paths fits {type(block).__name__} in {where!r}: "
