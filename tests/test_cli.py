@@ -205,7 +205,9 @@ def test_models_lists_every_record_part_by_part(capsys: pytest.CaptureFixture[st
 
 def test_models_says_which_part_is_which(capsys: pytest.CaptureFixture[str]) -> None:
     main(["models"])
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Gemma3")]
+    [line] = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Gemma3ForCond")
+    ]
     assert line.split() == [
         *("Gemma3ForConditionalGeneration", "siglip_vision_model", "*", "-", "norm,", "linear"),
         *("gemma3_text", "pooled"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import assert_no_hooks
-from tests.families import KINDS, MODELS, TEXT_MODELS, build, example
+from tests.families import ALL_MODELS, KINDS, TEXT_MODELS, build, example
 from vlm_lens import HookedVLM
 from vlm_lens.architectures.components import HookedAttention, HookedBlock
 
@@ -46,7 +46,7 @@ class Built:
 BUILT: dict[str, Built] = {}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ALL_MODELS)
 def family(request: pytest.FixtureRequest):
     if request.param not in BUILT:
         BUILT[request.param] = Built(request.param)

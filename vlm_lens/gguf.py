@@ -7,17 +7,16 @@ own, from which every later load is an ordinary one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -28,7 +27,7 @@ from transformers.utils import cached_file
 
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_model_types
-from vlm_lens.whole_file import is_full
+from vlm_lens.whole_file import whole_folder
 
 SMOLLM2 = "smollm2-135m"
 """The name of the real language model that comes in a package."""
@@ -100,18 +99,13 @@ def _write(file: Path, folder: Path) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            model.save_pretrained(written)
-            tokenizer.save_pretrained(written)
-            os.rename(written, folder)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
-    except OSError as error:
-        if not is_full(error) and not isinstance(error, PermissionError):
-            raise
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    except (OSError, SafetensorError) as error:
+        is_full = "No space left" in str(error)  # safetensors has an error of its own for that
         raise OSError(
-            f"Expected room for the model's floats in {str(folder.parent)!r}, but {error.strerror}:"
-            " make room there, or set HF_HOME to another folder."
+            errno.ENOSPC if is_full else getattr(error, "errno", None),
+            f"Expected to keep the model's floats in {str(folder.parent)!r}, but they cannot be "
+            f"written there: {error}. Make room, or set HF_HOME to another folder.",
         ) from error

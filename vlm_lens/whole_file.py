@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +71,33 @@ def put(path: Path, content: bytes, *, is_alone: bool) -> None:
             raise
         # It names a file that nobody has asked for, or none at all.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder the name it is to have when the block that fills it has ended.
+
+    Args:
+        folder: Where to. If somebody else has made it meanwhile, theirs stays.
+
+    Yields:
+        The folder to fill, beside it.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with whole_folder(Path(parent, "model")) as unfinished:
+        ...         _ = (unfinished / "config.json").write_text("{}")
+        ...     [file.name for file in Path(parent, "model").iterdir()]
+        ['config.json']
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(".tmp", f".{folder.name}-", dir=folder.parent))
+    try:
+        yield unfinished
+        if not folder.is_dir():
+            os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def is_full(error: OSError) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.families import MODELS, build
+from tests.families import ALL_MODELS, build
 from vlm_lens import HookedVLM
 from vlm_lens.architectures import (
     BLOCKS,
@@ -64,7 +64,7 @@ assert LLAMA.attn is not None
 ATTENTION = LLAMA.attn
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_models_as_they_come_pass(name: str):
     HookedVLM(_built(name))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import MODELS, build, example
+from tests.families import ALL_MODELS, build, example
 from vlm_lens import HookedVLM
 from vlm_lens.architectures.components import HookedBlock
 from vlm_lens.hooks import Place
@@ -34,7 +34,7 @@ class Family:
         self.blocks: dict[str, Any] = {n: m for n, m in named if isinstance(m, HookedBlock)}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL_MODELS)
 def family(request: pytest.FixtureRequest) -> Family:
     return Family(request.param)
 

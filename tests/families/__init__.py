@@ -21,7 +21,9 @@ _FAMILIES: dict[str, Family] = {
 FAMILIES: list[str] = list(_FAMILIES)
 _FAMILIES |= text.FAMILIES
 TEXT_MODELS: list[str] = list(text.FAMILIES)
-MODELS = [*FAMILIES, *TEXT_MODELS]
+ALL_MODELS = [*FAMILIES, *TEXT_MODELS]
+# With those language models alone that differ from all others, where each would cost too much.
+MODELS = [*FAMILIES, "llama", "gemma2", "gpt2", "gpt_neox", "bloom", "t5"]
 ENCODER_DECODERS = ["instructblip-t5", "blip2-t5", "t5"]
 # What `example` can make: the family's record says why a kind is missing.
 KINDS: dict[str, list[str]] = {name: family.kinds for name, family in _FAMILIES.items()}

@@ -63,7 +63,7 @@ def medium_of(processor: Any, config: Any) -> Medium:
     Raises:
         TypeError: The processor lacks a part.
     """
-    if is_tokenizer(processor):
+    if is_tokenizer(processor) and config.get_text_config() is config:
         return TEXT_ALONE
     is_audio = hasattr(processor, "audio_token") and not hasattr(processor, "image_processor")
     part = "feature_extractor" if is_audio else "image_processor"

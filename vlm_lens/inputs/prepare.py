@@ -21,7 +21,7 @@ from vlm_lens.inputs.encode import (
     token_maps,
 )
 from vlm_lens.inputs.images import load_image
-from vlm_lens.inputs.media import Medium, medium_of, tokenizer_of
+from vlm_lens.inputs.media import Medium, is_tokenizer, medium_of, tokenizer_of
 from vlm_lens.inputs.messages import media_in
 from vlm_lens.inputs.prompts import Prompt, check_messages, render_prompt
 from vlm_lens.inputs.samples import Images, RawSample, split_samples
@@ -116,7 +116,8 @@ pixel_values [1, 3, 224, 224], on cpu)
     given = {"image": images, "audio": audio}
     sources = given.pop(medium.name, None)
     if any(other is not None for other in given.values()):
-        raise TypeError(f"{type(processor).__name__} {medium.is_taken}: {_REMEDY[medium.name]}")
+        reader = "this model" if is_tokenizer(processor) else type(processor).__name__
+        raise TypeError(f"{reader} {medium.is_taken}: {_REMEDY[medium.name]}")
     raw, batched = split_samples(sources, text, answer, placeholder=medium.token)
     raw = [_with_media_of_messages(entry, medium, index=i) for i, entry in enumerate(raw)]
     encode_one = partial(_encode, processor, config, medium=medium, layout=layout)
