@@ -70,7 +70,7 @@ def offline(chromium: Any) -> Iterator[Callable[..., Any]]:
             context = chromium.new_context(offline=True, **options)
             contexts.append(context)
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(60_000)  # a slow machine is no failure
             watched.append(Watched(page))
             page.goto(path.resolve().as_uri())
             return page
