@@ -80,6 +80,23 @@ def test_positions_of_gpt2_are_shown_once_a_prompt():
     assert not torch.allclose(shifted[0], shifted[1])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_positions_of_embedded_prompts_are_shown_too(name: str):
+    """They pass by the token embedding, which counts prompts; no count stays from a run before."""
+    model = built(name)
+    embed = model.hf_model.get_input_embeddings()
+    shapes: list[int] = []
+    hook = ("hook_pos_embed", lambda t, hook: shapes.append(t.shape[1]))
+    with torch.no_grad():
+        model.run_with_hooks(torch.tensor([[5, 6, 7], [8, 9, 10]]), fwd_hooks=[hook])
+        for n in (1, 3):
+            embedded = embed(torch.tensor([[5, 6, 7]] * n))
+            with model.hooks([hook]):
+                found = model(inputs_embeds=embedded)
+            assert torch.equal(found, model.hf_model(inputs_embeds=embedded).logits)
+    assert shapes == [3, 3, 3]
+
+
 def test_padding_of_gpt2_does_not_move_its_positions():
     """Its forward would count padding; `generate` counts as we do."""
     model = built("gpt2")

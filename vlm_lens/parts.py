@@ -129,7 +129,6 @@ def text_for(model: Any, what: str) -> Text:
     if model.text is None:
         raise ArchitectureError(
             f"Expected a model with a language model for {what}, but {model.cfg.architecture} is a "
-            "tower alone: it reads images and writes no text. It can be run on images, hooked, "
-            "cached and patched."
+            "tower alone, which writes no text."
         )
     return model.text

@@ -54,6 +54,9 @@ class PositionsProbe(SharedAt):
         self._n_prompts = len(output)
 
     def _show(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        each = output.expand(self._n_prompts, *output.shape[1:]).clone()
+        # What is embedded already passes the token embedding by, and nothing was counted.
+        n_prompts, self._n_prompts = self._n_prompts, 1
+        shown = output.expand(n_prompts, *output.shape[1:]) if len(output) == 1 else output
+        each = shown.clone()
         answer = through(self.tap, each, None)
         return each if answer is None else answer
