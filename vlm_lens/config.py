@@ -132,7 +132,7 @@ def _stack_sizes(
 
 
 def follow(
-    cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, words: tuple[int, int] | None = None
+    cfg: HookedVLMConfig, hf_model: nn.Module, weight: Any, d_vocab_out: int | None = None
 ) -> None:
     """Bring what can change in a living model up to date: dtype, device and vocabulary.
 
@@ -140,7 +140,7 @@ def follow(
         cfg: The configuration of the wrapped model.
         hf_model: The model.
         weight: Its token embedding, or of a model without text any weight.
-        words: How many tokens it embeds and how many it predicts, if it reads text.
+        d_vocab_out: How many tokens its head predicts, if it has one.
 
     Example:
         >>> from vlm_lens import HookedVLM
@@ -155,8 +155,8 @@ def follow(
     for part in (cfg, cfg.vision_encoder, cfg.audio_encoder):
         if part is not None:
             part.dtype, part.device = weight.dtype, device
-    if words is not None:
-        cfg.d_vocab, cfg.d_vocab_out = words
+    if d_vocab_out is not None:
+        cfg.d_vocab, cfg.d_vocab_out = weight.shape[0], d_vocab_out
 
 
 def input_device(hf_model: Any, weight: torch.Tensor) -> str:

@@ -209,8 +209,7 @@ class HookedVLM(Running):
             follow(self._cfg, self.hf_model, next(self.hf_model.parameters()))
         else:
             embed, unembed = beneath(self.embed.hf_module), beneath(self.unembed.hf_module)
-            words = embed.weight.shape[0], unembed.out_features
-            follow(self._cfg, self.hf_model, embed.weight, words)
+            follow(self._cfg, self.hf_model, embed.weight, unembed.out_features)
         return self._cfg
 
     @knows_its_keywords
