@@ -260,7 +260,10 @@ class ActivationCache(StreamCache):
         value = self[name] if self.has_batch_dim else self[name][None]
         mask = torch.stack([token_map.mask(kind) for token_map in self.token_maps])
         # Tensors with other axes may have these very sizes by chance.
-        if _OTHER_AXES.search(self._full_name(name)) or value.shape[:2] != mask.shape:
+        within = self._full_name(name)
+        if self.model.text is None:  # the positions are those of the tower itself
+            within = within.removeprefix("vision_encoder.")
+        if _OTHER_AXES.search(within) or value.shape[:2] != mask.shape:
             raise ValueError(
                 f"Expected an activation at the prompt's positions, [batch, pos, ...] = "
                 f"{list(mask.shape)}, but {name!r} is {list(value.shape)}. In the vision encoder "

@@ -199,4 +199,11 @@ def _context_length(config: Any) -> int:
             return getattr(config, name)
     sizes = getattr(config, "image_size", 0), getattr(config, "patch_size", 1)
     image, patch = (size if isinstance(size, int) else size[0] for size in sizes)
-    return (image // patch) ** 2 + 1 if image else 0
+    return (image // patch) ** 2 + _class_tokens(config) if image else 0
+
+
+def _class_tokens(config: Any) -> int:
+    """How many positions a vision model has besides those of its patches."""
+    if config.model_type.startswith("siglip"):
+        return 0
+    return 1 + getattr(config, "num_register_tokens", 0)

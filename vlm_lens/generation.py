@@ -219,6 +219,7 @@ class Generation(ModelInputs):
         **ours: Any,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the model reads, and Hugging Face's options of how to generate."""
+        text_for(self, "generate")
         read = set(of_forward(self.hf_model, self._text_parts)) - vars(GenerationConfig()).keys()
         options = hf_options(
             {name: value for name, value in kwargs.items() if name not in read},

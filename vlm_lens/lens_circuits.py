@@ -19,6 +19,7 @@ from transformer_lens.utilities import composition_scores
 
 from vlm_lens.lens_surface import LensSurface
 from vlm_lens.loss import next_token_loss
+from vlm_lens.parts import text_for
 
 _OF_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 _OF_MLP = ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")
@@ -137,6 +138,7 @@ class LensCircuits(LensSurface):
     @property
     def adapter(self) -> Any:
         """Where TransformerLens' logit lens looks for a cap on logits: the unembedding."""
+        text_for(self, "an unembedding")
         return self.unembed
 
     def loss_fn(

@@ -50,7 +50,9 @@ class LensSurface(TapRoot):
 
         Raises:
             ValueError: The model was wrapped without a processor.
+            ArchitectureError: It is a vision tower alone.
         """
+        text_for(self, "text")
         if self.processor is None:
             raise ValueError(
                 "This needs a tokenizer, but the model was wrapped without a processor. "
@@ -354,15 +356,18 @@ class LensSurface(TapRoot):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding."""
+        text_for(self, "W_E")
         return self.embed.W_E
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding, without the final norm's weight."""
+        text_for(self, "W_U")
         return self.unembed.W_U
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
+        text_for(self, "b_U")
         return self.unembed.b_U
 
     @property

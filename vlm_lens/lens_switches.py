@@ -13,6 +13,7 @@ from torch import nn
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooks.names import SWITCH_OF
 from vlm_lens.lens_circuits import LensCircuits
+from vlm_lens.parts import text_for
 
 
 class LensSwitches(LensCircuits):
@@ -91,8 +92,9 @@ class LensSwitches(LensCircuits):
 
     @property
     def _text_blocks(self) -> list[Any]:
-        stacks = [self.encoder, self.decoder] if self.cfg.is_encoder_decoder else [self]
-        return [block for stack in stacks for block in stack.blocks]
+        text_for(self, "hook points on demand")
+        stacks = [part.module.blocks for part in self.parts if part.kind == "text"]
+        return [block for blocks in stacks for block in blocks]
 
 
 _EXCLUSIVE = (

@@ -13,6 +13,7 @@ from vlm_lens.architectures import Architecture
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.geometry import fixed_layout
 from vlm_lens.inputs import Inputs, prepare
+from vlm_lens.inputs.pictures import prepare_pictures
 from vlm_lens.inputs.positions import positions_in_text
 from vlm_lens.keywords import (
     keywords_of,
@@ -44,7 +45,7 @@ class ModelInputs(LensSwitches):
     def prepare(
         self,
         *,
-        text: str | list[Any],
+        text: str | list[Any] | None = None,
         images: Any = None,
         answer: str | list[str] | None = None,
         audio: Any = None,
@@ -54,7 +55,8 @@ class ModelInputs(LensSwitches):
 
         Args:
             text: A prompt or a list of prompts, with or without the image placeholder; without
-                it, the model's chat template is applied. Chat messages work too.
+                it, the model's chat template is applied. Chat messages work too. Only a vision
+                tower alone takes none.
             images: PIL images, paths, arrays or tensors: one, several for one prompt, or one
                 entry (an image, a list, None) for each prompt.
             answer: An answer to append to each prompt, for teacher forcing.
@@ -74,6 +76,18 @@ class ModelInputs(LensSwitches):
         """
         if self.processor is None:
             raise ValueError("prepare needs a processor: HookedVLM(hf_model, processor=processor).")
+        if self.text is None:
+            given = {"text": text, "answer": answer, "audio": audio}
+            for name in (name for name, value in given.items() if value is not None):
+                raise TypeError(
+                    f"Expected images alone, since {self.cfg.architecture} is a vision tower "
+                    f"alone, which reads no text and no sounds: leave out {name}=."
+                )
+            config, layout = self.hf_model.config, self.architecture.layout or fixed_layout
+            inputs = prepare_pictures(self.processor, config, images=images, layout=layout)
+            return inputs.to(self.cfg.device)
+        if text is None:
+            raise TypeError("Expected a prompt: pass text=, with or without images=.")
         reads_text_alone = not self.architecture.media_parts()
         inputs = prepare(
             self.tokenizer if reads_text_alone else self.processor,
@@ -91,7 +105,7 @@ class ModelInputs(LensSwitches):
 
     def _read_tokenizer(self) -> None:
         """Note in `cfg` what the tokenizer does, and what only the processor knows."""
-        if self.processor is None:
+        if self.processor is None or self.text is None:
             self.cfg.default_prepend_bos = False
             return
         self.cfg.default_prepend_bos = self._tokenizer_prepends_bos()
@@ -127,6 +141,8 @@ class ModelInputs(LensSwitches):
         Raises:
             TypeError: There is no input, or there are two.
         """
+        if self.text is None:
+            return self._pixels(given, kwargs)
         if given is None:
             if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
                 raise TypeError(
@@ -141,6 +157,26 @@ class ModelInputs(LensSwitches):
             if not isinstance(given, Mapping):
                 arguments = self._with_start(arguments)
         self._check(arguments)
+        return arguments
+
+    def _pixels(self, given: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of a tower's forward, from what `prepare` returns or from pixels."""
+        if isinstance(given, Inputs):
+            given = dict(given.to(self.cfg.device))
+        elif isinstance(given, Tensor) and given.is_floating_point():
+            given = {"pixel_values": given}
+        elif isinstance(given, Mapping):
+            self._refuse_unknown("forward", given)
+        elif given is not None:
+            raise TypeError(
+                f"Expected what model.prepare(images=...) returns, or pixels, since "
+                f"{self.cfg.architecture} is a vision tower alone, got {given!r:.80}."
+            )
+        arguments = {**(given or {}), **kwargs}
+        if arguments.get("pixel_values") is None:
+            raise TypeError(
+                "Expected an input: what model.prepare(images=...) returns, or pixel_values=."
+            )
         return arguments
 
     def _hf_inputs(

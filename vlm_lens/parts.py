@@ -116,6 +116,16 @@ def find_text(hf_model: nn.Module, architecture: Architecture, stack: Any) -> Te
     )
 
 
+def given_by(output: Any) -> Any:
+    """What a Hugging Face model gives: its logits, or the states of a tower without a head.
+
+    Args:
+        output: The output of its forward.
+    """
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
+
+
 def text_for(model: Any, what: str) -> Text:
     """The language model of a `HookedVLM`, for something that needs one.
 

@@ -13,7 +13,7 @@ from transformer_lens.utilities import Slice
 from vlm_lens.hooks import Tap
 from vlm_lens.hooks.bound import Bound
 from vlm_lens.inputs import TokenMap
-from vlm_lens.inputs.owners import READ, PositionOwners
+from vlm_lens.inputs.owners import READ, TOKENS, PositionOwners
 
 
 @contextmanager
@@ -57,17 +57,30 @@ def owners_of_run(
         positions: Which positions of the sequences were kept; None for all.
 
     Returns:
-        A call that gives None if the forward got neither tokens nor embeddings.
+        A call that gives None if the forward got neither tokens, nor embeddings, nor pixels.
     """
     layouts = {name: taps[name].patch_rows for name in kept if name in taps}
     return partial(
         _owners,
-        {name: arguments[name] for name in READ if arguments.get(name) is not None},
+        _said_of_rows(arguments),
         token_maps,
         {name: rows.index for name, rows in layouts.items() if rows is not None},
         getattr(hf_model.config, "num_query_tokens", None),
         (lambda mask: mask) if positions is None else partial(positions.apply, dim=1),
     )
+
+
+def _said_of_rows(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the arguments say of rows; of a tower alone, how many pictures there are."""
+    said = {name: arguments[name] for name in READ if arguments.get(name) is not None}
+    if any(name in said for name in TOKENS):
+        return said
+    pixels, mask = (arguments.get(name) for name in ("pixel_values", "pixel_attention_mask"))
+    if pixels is None:
+        return {}
+    # The pixels themselves are not kept.
+    counted = {"pixel_values": pixels.new_empty(len(pixels), 0)}
+    return counted if mask is None else {**counted, "pixel_attention_mask": mask}
 
 
 def _owners(
@@ -77,7 +90,7 @@ def _owners(
     n_queries: int | None,
     cut: Callable[[Tensor], Tensor],
 ) -> PositionOwners | None:
-    if not {"input_ids", "inputs_embeds"} & arguments.keys():
+    if not arguments:
         return None
     shown = {name: (rows >= 0).cpu() for name, rows in index.items()}
     return PositionOwners.of_run(

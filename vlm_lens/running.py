@@ -21,6 +21,7 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.loss import next_token_loss
 from vlm_lens.model_inputs import ModelInput
 from vlm_lens.partial_runs import run_part
+from vlm_lens.parts import given_by, text_for
 from vlm_lens.run_rows import arguments_of, owners_of_run
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -47,13 +48,15 @@ class Running(Generation):
 
         Args:
             input: What `prepare` returns, raw text (no chat template), or tokens [batch, pos],
-                whose padding at their ends is left out where no mask comes with them. Or leave it
+                whose padding at their ends is left out where no mask comes with them. For a vision
+                tower alone, pixels [image, channel, height, width]. Or leave it
                 out and pass the arguments of the Hugging Face forward by keyword, as in
                 ``model(**processor(...))``.
             return_type: ``"logits"`` [batch, pos, d_vocab], ``"loss"`` (mean cross entropy of the
                 next token, over the answer if `prepare` was given one, else over all text; of an
                 encoder-decoder model over the answer, which it needs), ``"both"`` or None. With
-                ``labels=``, the loss is Hugging Face's of these.
+                ``labels=``, the loss is Hugging Face's of these. A vision tower alone gives its
+                classifier's logits [image, class], or what it hands on [image, patch, d_model].
             loss_per_token: One loss for each predicted position [batch, pos - 1] instead of the
                 mean; 0 at positions that do not count.
             prepend_bos: For raw text, as in `to_tokens`.
@@ -106,9 +109,9 @@ class Running(Generation):
         if return_type is None:
             return None
         if return_type == "logits":
-            return output.logits
+            return given_by(output)
         loss = self._loss(output, arguments, input, per_token=loss_per_token)
-        return loss if return_type == "loss" else (output.logits, loss)
+        return loss if return_type == "loss" else (given_by(output), loss)
 
     def _loss(
         self, output: Any, arguments: Mapping[str, Any], given: Any, *, per_token: bool
@@ -118,6 +121,7 @@ class Running(Generation):
             if per_token:
                 raise ValueError("labels give the mean loss alone: leave out loss_per_token=True.")
             return output.loss
+        text_for(self, "a loss without labels=")
         if arguments.get("input_ids") is None:
             raise ValueError("Expected tokens to take the loss of: pass input_ids= or labels= too.")
         kept = arguments.get("logits_to_keep")

@@ -18,7 +18,7 @@ from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks.adapters import beneath
 from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.uncompiled import uncompiled
-from vlm_lens.parts import text_for
+from vlm_lens.parts import given_by
 
 if TYPE_CHECKING:
     from vlm_lens.model import HookedVLM
@@ -107,19 +107,20 @@ def _as_used(model: HookedVLM) -> Iterator[None]:
 def _verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
     fired: dict[str, int] = {}
     stream: list[Tensor] = []
-    row_error, text = 0.0, text_for(model, "verify")
+    row_error = 0.0
+    entry = "vision_encoder.hook_embed" if model.text is None else f"{model.text.prefix}hook_embed"
 
     def read(tensor: Tensor, hook: HookPoint) -> None:
         nonlocal row_error
         fired[str(hook.name)] = fired.get(str(hook.name), 0) + 1
-        if hook.name == f"{text.prefix}hook_embed":
+        if hook.name == entry:
             stream.append(tensor)
         if str(hook.name).endswith("hook_pattern"):
             row_error = max(row_error, _row_error(tensor))
 
     with torch.no_grad():
         with _watched(model) as weights:
-            expected = model.hf_model(**inputs).logits
+            expected = given_by(model.hf_model(**inputs))
         read_only = model.run_with_hooks(inputs, fwd_hooks=[(list(model.hook_dict), read)])
     silent = [name for name in model.hook_dict if name not in fired]
     unread = _without_gradient(model, inputs, list(fired))
@@ -210,13 +211,15 @@ def _hold(
 
 def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:
     """What the configuration says otherwise than the residual stream and the logits are."""
-    cfg, words = model.cfg, beneath(model.unembed.hf_module).out_features
-    pairs = {
+    cfg = model.cfg
+    pairs: dict[str, tuple[Any, Any]] = {
         "cfg.dtype": (cfg.dtype, stream.dtype),
         "cfg.device": (str(cfg.device), str(stream.device)),
         "cfg.d_model": (cfg.d_model, stream.shape[-1]),
-        "the number of words of W_U": (words, logits.shape[-1]),
     }
+    if model.text is not None:
+        words = beneath(model.unembed.hf_module).out_features
+        pairs["the number of words of W_U"] = (words, logits.shape[-1])
     return [
         f"{what} is {said}, not {found}" for what, (said, found) in pairs.items() if said != found
     ]
@@ -273,8 +276,10 @@ def example_inputs(model: HookedVLM) -> Mapping[str, Tensor]:
     Args:
         model: The model, with its processor.
     """
+    if model.text is None:
+        return model.prepare(images=noise_image())
     asked: dict[str, Any] = {"text": "what color is the circle ?"}
-    if model.text is not None and model.text.has_encoder:
+    if model.text.has_encoder:
         asked["answer"] = "red"  # a start token alone attends to nothing but itself
     if model.architecture.vision_encoder is not None:
         return model.prepare(images=noise_image(), **asked)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import ALL_MODELS, build, example
+from tests.families import ALL_MODELS, TOWERS, build, example
 from vlm_lens import HookedVLM
 from vlm_lens.architectures.components import HookedBlock
 from vlm_lens.hooks import Place
@@ -53,6 +53,8 @@ def test_heads_write_what_attention_adds(family: Family):
             part = getattr(block, attn)
             z = at(family, name, f"{attn}.hook_z")
             out = torch.einsum("bphe,hed->bpd", z, part.W_O) + part.b_O
+            if attn == "attn" and block.attn_scale is not None:
+                out = out * block.attn_scale
             found = at(family, name, f"hook_{attn}_out")
             torch.testing.assert_close(out, found, **CLOSE)
 
@@ -102,7 +104,18 @@ def test_norms_are_of_the_stream_in_front_of_them(family: Family):
             torch.testing.assert_close(found, stream, **CLOSE)
 
 
+def test_what_a_tower_hands_on_is_what_it_gives(family: Family):
+    if family.name not in TOWERS:
+        pytest.skip("it is part of a larger model, or none")
+    out = family.cache["vision_encoder.hook_out"]
+    if family.name == "vit-classifier":
+        out = family.model.hf_model.classifier(out[:, 0])
+    assert torch.equal(out, family.logits)
+
+
 def test_the_stream_of_the_text_model_becomes_the_logits(family: Family):
+    if family.name in TOWERS:
+        pytest.skip("it has no text model")
     prefix = "decoder." if family.model.cfg.is_encoder_decoder else ""
     root: Any = family.model.decoder if prefix else family.model
     end = family.cache[f"{prefix}ln_final.hook_normalized"] * root.ln_final.w + root.ln_final.b
@@ -113,6 +126,8 @@ def test_the_stream_of_the_text_model_becomes_the_logits(family: Family):
 
 def test_the_stream_of_the_text_model_starts_with_the_embedding(family: Family):
     """At the last position, which is text; Gemma multiplies the embedding with a number."""
+    if family.name in TOWERS:
+        pytest.skip("it has no text model")
     if family.name in ("blip2-opt", "kosmos2"):
         pytest.skip("positions are added to the embedding")
     if family.name == "bloom":

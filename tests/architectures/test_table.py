@@ -7,7 +7,14 @@ import pytest
 from vlm_lens.architectures import records, register_architecture
 from vlm_lens.architectures.base import AttentionPaths, ProjectorPaths
 from vlm_lens.architectures.llava import LLAVA
-from vlm_lens.architectures.table import COLUMNS, aligned, language_models, markdown, support_rows
+from vlm_lens.architectures.table import (
+    COLUMNS,
+    aligned,
+    language_models,
+    markdown,
+    support_rows,
+    towers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +68,13 @@ def test_columns_start_under_each_other():
 
 def test_markdown_has_one_line_a_class():
     lines = markdown().splitlines()
-    assert len(lines) == 2 + len({r.model_class for r in records() if r.media_parts()})
+    assert len(lines) == 2 + len({r.model_class for r in records() if r.projector})
     assert language_models()[:2] == ["LlamaForCausalLM", "MistralForCausalLM"]
     assert r"| `Llava` | `clip_vision_model` \* | MLP | `llama` \* |" in lines
     assert "| `InstructBlip` | `instructblip_vision_model`, Q-Former | linear |" in markdown()
     assert {line.count("|") for line in lines} == {5}
+
+
+def test_towers_alone_are_those_without_a_text_model():
+    assert towers()[:2] == ["CLIPVisionModel", "SiglipVisionModel"]
+    assert not any(name in markdown() for name in towers())

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.families import blip, gemma, llava, others, qwen, text, tiled
+from tests.families import blip, gemma, llava, others, qwen, text, tiled, towers
 from tests.families.base import Family
 
 _FAMILIES: dict[str, Family] = {
@@ -19,9 +19,10 @@ _FAMILIES: dict[str, Family] = {
     for name, family in group.FAMILIES.items()
 }
 FAMILIES: list[str] = list(_FAMILIES)
-_FAMILIES |= text.FAMILIES
+_FAMILIES |= text.FAMILIES | towers.FAMILIES
 TEXT_MODELS: list[str] = list(text.FAMILIES)
-ALL_MODELS = [*FAMILIES, *TEXT_MODELS]
+TOWERS: list[str] = list(towers.FAMILIES)
+ALL_MODELS = [*FAMILIES, *TEXT_MODELS, *TOWERS]
 # With those language models alone that differ from all others, where each would cost too much.
 MODELS = [*FAMILIES, "llama", "gemma2", "gpt2", "gpt_neox", "bloom", "t5"]
 ENCODER_DECODERS = ["instructblip-t5", "blip2-t5", "t5"]

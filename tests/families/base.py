@@ -42,6 +42,7 @@ class Family:
         nested: Whether the images of a batch come as one list a prompt.
         unused: What the processor returns and a plain forward does not take.
         media: Builds the input that the placeholders stand for, and its keyword.
+        is_tower: Whether it reads pictures and nothing else.
     """
 
     model_class: Any
@@ -53,16 +54,22 @@ class Family:
     nested: bool = False
     unused: tuple[str, ...] = ()
     media: Callable[[Any, list[list[int]]], dict[str, Any]] | None = None
+    is_tower: bool = False
 
     def build(self, *, dtype: torch.dtype, **changes: Any) -> tuple[Any, Any]:
         processor = self.processor()
-        settings = {**self.config(tokenizer_of(processor)), **changes}
+        tokenizer = None if self.is_tower else tokenizer_of(processor)
+        settings = {**self.config(tokenizer), **changes}
         torch.manual_seed(0)
         hf = self.model_class(self.model_class.config_class(**settings))
         randomise(hf)
         return hf.to(dtype).eval(), processor
 
     def example(self, hf_model: Any, processor: Any, kind: str) -> dict[str, torch.Tensor]:
+        if self.is_tower:
+            pictures = [picture(i, size=size) for i, size in enumerate(self.sizes)]
+            shown = pictures if kind == "batch" else pictures[:1]
+            return dict(processor(images=shown, return_tensors="pt"))
         texts, media = self.prompts(kind)
         encoded = processor(
             text=texts, padding=True, return_tensors="pt", **self.media_inputs(processor, media)

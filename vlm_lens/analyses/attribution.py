@@ -21,6 +21,7 @@ from vlm_lens.hooks.heads import flat_heads
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.model_inputs import ModelInput
+from vlm_lens.parts import text_for
 
 
 class FirstOrderEffect(LogitEffect):
@@ -69,6 +70,7 @@ def first_order_effect(
         >>> effect.top(2).count_by("component")
         {'vision_encoder': 2}
     """
+    text_for(model, "the effect on a logit")
     kept: dict[str, Tensor] = {}
 
     def keep(tensor: Tensor, hook: HookPoint) -> Tensor:

@@ -82,6 +82,8 @@ class BlockPaths:
         ln2: Norm before the MLP; its input is the residual stream between the two.
         mlp: The MLP.
         ln2_post: Norm of the MLP's output, before it is added.
+        attn_scale: Module that scales the attention's output before it is added (LayerScale).
+        mlp_scale: The same of the MLP's output.
         text_mlp: A second MLP, for the text next to a Q-Former's queries.
         post_norm: Whether norms come after the addition, as in BERT.
         parallel: Whether attention and MLP read the same stream and are added together, so that
@@ -99,6 +101,8 @@ class BlockPaths:
     ln2: str
     mlp: MLPPaths
     ln2_post: str | None = None
+    attn_scale: str | None = None
+    mlp_scale: str | None = None
     text_mlp: MLPPaths | None = None
     post_norm: bool = False
     parallel: bool = False

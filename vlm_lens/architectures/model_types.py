@@ -130,6 +130,23 @@ INTERNVL = BlockPaths(
     ln2="layernorm_after",
     mlp=PLAIN_MLP,
 )
+VIT = replace(INTERNVL, attn=attention("attention", o="o_proj"))
+DINOV2_PLAIN = BlockPaths(
+    ln1="norm1",
+    attn=attention("attention", o="o_proj"),
+    attn_scale="layer_scale1",
+    ln2="norm2",
+    mlp=PLAIN_MLP,
+    mlp_scale="layer_scale2",
+)
+DINOV2 = (replace(DINOV2_PLAIN, mlp=GATED_MLP), DINOV2_PLAIN)
+DINOV3_GATED = replace(
+    DINOV2_PLAIN, attn=attention("attention", o="o_proj", rotary=True), mlp=GATED_MLP
+)
+DINOV3 = (
+    DINOV3_GATED,
+    replace(DINOV3_GATED, mlp=MLPPaths(up="mlp.up_proj", down="mlp.down_proj")),
+)
 MLLAMA_VISION = replace(LLAMA, attn=attention("self_attn", o="o_proj"), mlp=PLAIN_MLP)
 QWEN2_VISION = BlockPaths(
     ln1="norm1",
@@ -186,6 +203,10 @@ BLOCKS: dict[str, Blocks] = {
     **dict.fromkeys(("clip_vision_model", "siglip_vision_model", "kosmos_2_vision_model"), CLIP),
     **dict.fromkeys(("idefics3_vision", "smolvlm_vision"), CLIP),
     **dict.fromkeys(("blip_2_vision_model", "instructblip_vision_model"), BLIP),
+    "siglip2_vision_model": CLIP,
+    "vit": VIT,
+    "dinov2": DINOV2,
+    "dinov3_vit": DINOV3,
     "internvl_vision": INTERNVL,
     "mllama_vision_model": MLLAMA_VISION,
     "qwen2_vl_vision": QWEN2_VISION,

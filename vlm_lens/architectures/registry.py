@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_lens.architectures import blip, qwen_vl, text_models
+from vlm_lens.architectures import blip, qwen_vl, text_models, towers
 from vlm_lens.architectures.base import Architecture
 from vlm_lens.architectures.gemma3 import GEMMA3
 from vlm_lens.architectures.idefics3 import IDEFICS3, SMOLVLM
@@ -40,6 +40,7 @@ _RECORDS: list[Architecture] = [
     KOSMOS2,
     QWEN2_AUDIO,
     *text_models.RECORDS,
+    *towers.RECORDS,
 ]
 
 

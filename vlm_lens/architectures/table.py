@@ -50,6 +50,16 @@ def language_models() -> list[str]:
     return list(dict.fromkeys(r.model_class for r in records() if not r.media_parts()))
 
 
+def towers() -> list[str]:
+    """The classes that are vision towers alone.
+
+    Example:
+        >>> towers()[0]
+        'CLIPVisionModel'
+    """
+    return list(dict.fromkeys(r.model_class for r in records() if r.language_model is None))
+
+
 def markdown() -> str:
     """One row a class that reads more than text, in Markdown: its encoder, projector, text models.
 
@@ -59,7 +69,7 @@ def markdown() -> str:
     """
     merged: dict[str, tuple[str, str, list[str]]] = {}
     for name, encoder, qformer, projector, text, _ in support_rows():
-        if encoder == "-":
+        if "-" in (encoder, text):
             continue
         tower = _code(encoder) + ("" if qformer == "-" else ", Q-Former")
         merged.setdefault(name, (tower, projector, []))[2].append(_code(text))

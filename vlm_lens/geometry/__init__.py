@@ -2,8 +2,8 @@
 
 from vlm_lens.geometry.anyres import llava_next_layout, llava_onevision_layout
 from vlm_lens.geometry.audio import AudioLayout, audio_layout
-from vlm_lens.geometry.dynamic import pixtral_layout, qwen_vl_layout
-from vlm_lens.geometry.fixed import fixed_layout, pooled_layout
+from vlm_lens.geometry.dynamic import pixtral_layout, qwen_vl_layout, siglip2_layout
+from vlm_lens.geometry.fixed import class_token_layout, fixed_layout, patch_layout, pooled_layout
 from vlm_lens.geometry.grid import Merge, PatchGrid, merged_heatmap
 from vlm_lens.geometry.layout import ImageLayout, LayoutFunction, MediaLayout
 from vlm_lens.geometry.queries import kosmos2_layout, query_layout
@@ -22,6 +22,7 @@ __all__ = [
     "PixelTransform",
     "Size",
     "audio_layout",
+    "class_token_layout",
     "fixed_layout",
     "idefics3_layout",
     "internvl_layout",
@@ -30,9 +31,11 @@ __all__ = [
     "llava_onevision_layout",
     "merged_heatmap",
     "mllama_layout",
+    "patch_layout",
     "pixel_transform",
     "pixtral_layout",
     "pooled_layout",
     "query_layout",
     "qwen_vl_layout",
+    "siglip2_layout",
 ]

@@ -5,6 +5,9 @@ from typing import Any
 from transformers.image_utils import ChannelDimension
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.models.siglip2.image_processing_pil_siglip2 import (
+    get_image_size_for_max_num_patches,
+)
 
 from vlm_lens.geometry.grid import PatchGrid
 from vlm_lens.geometry.layout import ImageLayout, blank
@@ -85,3 +88,30 @@ def pixtral_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1
     transform = PixelTransform(size, (width, height), (0, 0), (width, height))
     view = PatchGrid(transform, config.vision_config.patch_size)
     return ImageLayout.of([view], [PatchGrid(transform, patch * merge)])
+
+
+def siglip2_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1) -> ImageLayout:
+    """A tower alone whose patches are as many as a limit allows, in the image's shape: SigLIP 2.
+
+    Args:
+        processor: The tower's image processor.
+        config: The tower's config.
+        size: (width, height) of the image.
+        n_images: How many images the sample has: a tower reads them one by one.
+
+    Example:
+        >>> from transformers import Siglip2ImageProcessorPil, Siglip2VisionConfig
+        >>> layout = siglip2_layout(Siglip2ImageProcessorPil(), Siglip2VisionConfig(), (400, 200))
+        >>> layout.grids[0].rows, layout.grids[0].cols
+        (11, 22)
+    """
+    given = settings(processor)
+    patch = given["patch_size"]
+    width, height = size
+    if given["do_resize"]:
+        height, width = get_image_size_for_max_num_patches(
+            height, width, patch, given["max_num_patches"]
+        )
+    transform = PixelTransform(size, (width, height), (0, 0), (width, height))
+    grid = PatchGrid(transform, patch)
+    return ImageLayout.of([grid], [grid])

@@ -113,3 +113,48 @@ def _crop_transform(size: Size, crop: Box, target: dict[str, int]) -> PixelTrans
     scales = (processed[0] / (x1 - x0), processed[1] / (y1 - y0))
     resized = (size[0] * scales[0], size[1] * scales[1])
     return PixelTransform(size, resized, (x0 * scales[0], y0 * scales[1]), processed)
+
+
+def patch_layout(processor: Any, config: Any, size: Size, *, n_images: int = 1) -> ImageLayout:
+    """A tower alone, whose positions are its patches: SigLIP.
+
+    Args:
+        processor: The tower's image processor.
+        config: The tower's config.
+        size: (width, height) of the image.
+        n_images: How many images the sample has: a tower reads them one by one.
+
+    Example:
+        >>> from transformers import SiglipImageProcessorPil, SiglipVisionConfig
+        >>> layout = patch_layout(SiglipImageProcessorPil(), SiglipVisionConfig(), (400, 200))
+        >>> layout.n_positions, layout.grids[0].box(0, 1)
+        (196, (28.571428571428573, 0.0, 57.142857142857146, 14.285714285714286))
+    """
+    return _of_tower(processor, config, size, n_class=0)
+
+
+def class_token_layout(
+    processor: Any, config: Any, size: Size, *, n_images: int = 1
+) -> ImageLayout:
+    """A tower alone, with a class token in front of its patches, and registers: CLIP, ViT, DINO.
+
+    Args:
+        processor: The tower's image processor.
+        config: The tower's config.
+        size: (width, height) of the image.
+        n_images: How many images the sample has: a tower reads them one by one.
+
+    Example:
+        >>> from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+        >>> layout = class_token_layout(CLIPImageProcessorPil(), CLIPVisionConfig(), (400, 200))
+        >>> layout.n_positions, layout.tokens[:2]
+        (50, ('class', (0, 0, 0)))
+    """
+    n_class = 1 + getattr(config, "num_register_tokens", 0)
+    return _of_tower(processor, config, size, n_class=n_class)
+
+
+def _of_tower(processor: Any, config: Any, size: Size, *, n_class: int) -> ImageLayout:
+    grid = PatchGrid(pixel_transform(size, processor), square(config.patch_size))
+    tokens: list[Token] = ["class"] * n_class
+    return ImageLayout.of([grid], [grid], n_class=n_class, tokens=tokens + raster(0, grid))

@@ -26,13 +26,13 @@ class Inputs(Mapping[str, Tensor]):
     Attributes:
         tensors: ``input_ids`` and ``attention_mask`` of shape (batch, pos), padded on the left;
             with images also ``pixel_values``, all samples' images in order, and whatever else the
-            model's forward needs to place them.
-        token_map: One map per sample.
+            model's forward needs to place them. Of a vision tower alone, no more than the images.
+        token_map: One map per sample; of a vision tower alone, of the tower's own positions.
         images: The original images of each sample, in RGB.
         texts: The prompt of each sample as it went into the tokenizer, each image as one
             placeholder.
         batched: False if a single prompt came in rather than a list of them.
-        tokenizer: Turns the token ids of an answer into text.
+        tokenizer: Turns the token ids of an answer into text; None of a vision tower alone.
         image_token_id: The id at image (or audio) positions; None where a mask marks them.
         answer_type: What ``token_type_ids`` are at an answer.
     """
@@ -42,7 +42,7 @@ class Inputs(Mapping[str, Tensor]):
     images: list[list[Image.Image]]
     texts: list[str]
     batched: bool
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     image_token_id: int | None
     answer_type: int = 0
 
@@ -61,7 +61,7 @@ class Inputs(Mapping[str, Tensor]):
         tensors = ", ".join(f"{name} {list(value.shape)}" for name, value in self.items())
         return (
             f"Inputs({counted(batch, 'sample')} of {length} positions, "
-            f"{counted(images, 'image')}: {tensors}, on {self.input_ids.device})"
+            f"{counted(images, 'image')}: {tensors}, on {self.device})"
         )
 
     @property
@@ -85,8 +85,15 @@ class Inputs(Mapping[str, Tensor]):
 
     @property
     def shape(self) -> torch.Size:
-        """(batch, pos): the shape of ``input_ids``."""
-        return self.input_ids.shape
+        """(batch, pos): the shape of ``input_ids``, or how many positions the maps have."""
+        if "input_ids" in self.tensors:
+            return self.input_ids.shape
+        return torch.Size((len(self.token_map), len(self.token_map[0])))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
 
     def to(self, target: str | int | torch.device | torch.dtype) -> "Inputs":
         """Returns these inputs on a device, or with their float tensors in a dtype."""
@@ -113,7 +120,7 @@ class Inputs(Mapping[str, Tensor]):
             kind: A modality or a role; see `TokenMap.positions`.
         """
         masks = torch.stack([token_map.mask(kind) for token_map in self.token_map])
-        return masks.to(self.input_ids.device)
+        return masks.to(self.device)
 
     def view_rows(self, *, sample: int = 0, image: int = 0) -> slice:
         """Returns where an image's views lie among those that the encoder sees of the batch.

@@ -35,6 +35,9 @@ READ = (
 )
 """The arguments of a forward that say whose its rows and positions are."""
 
+TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids")
+"""The arguments of which a model with text has at least one."""
+
 _PARTS = ("vision_encoder", "audio_encoder", "qformer", "projector", "encoder", "decoder")
 _READ = ("cross_attn.hook_k", "cross_attn.hook_v")
 
@@ -276,11 +279,22 @@ def _kind(name: str) -> str:
 
 def _sequences(arguments: Mapping[str, Any], real: Mask | None) -> dict[str, Mask]:
     """By part that has a sequence of text, the positions that hold anything."""
+    alone = _pictures_alone(arguments)
+    if alone is not None:
+        return {"pictures": alone}
     decodes = arguments.get("decoder_input_ids") is not None
     real = _filled(arguments, "decoder_" if decodes else "") if real is None else real.cpu()
     if decodes:
         return {"decoder": real, "encoder": _filled(arguments, "")}
     return {"language_model": real}
+
+
+def _pictures_alone(arguments: Mapping[str, Any]) -> Mask | None:
+    """Of a tower alone, a row for each picture; its real patches where pictures are filled up."""
+    if any(arguments.get(name) is not None for name in TOKENS):
+        return None
+    mask, pixels = arguments.get("pixel_attention_mask"), arguments["pixel_values"]
+    return torch.ones(len(pixels), 1, dtype=torch.bool) if mask is None else mask.bool().cpu()
 
 
 def _filled(arguments: Mapping[str, Any], prefix: str) -> Mask:
@@ -322,6 +336,8 @@ def _pictures(
     if images is not None:  # one that is not there has a tile all the same
         n_tiles = arguments["aspect_ratio_mask"].cpu().sum(-1).flatten()
         return images.repeat_interleave(n_tiles)
+    if _pictures_alone(arguments) is not None:
+        return torch.arange(n_samples)
     if token_maps is None:
         return None
     counts = [sum(len(y.views) for y in one.layouts) + len(one.audios) for one in token_maps]
@@ -331,6 +347,9 @@ def _pictures(
 def _lengths(
     arguments: Mapping[str, Any], token_maps: Sequence[TokenMap] | None
 ) -> list[tuple[Rows, int]]:
+    alone = _pictures_alone(arguments)
+    if alone is not None:
+        return [] if alone.all() else [(alone.sum(1), alone.shape[1])]
     sounds = arguments.get("feature_attention_mask")
     if sounds is not None:
         # A convolution halves a sound's frames, and a pooling does so again.

@@ -16,6 +16,7 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.loss import next_tokens
 from vlm_lens.model import HookedVLM
+from vlm_lens.parts import text_for
 
 Target = Literal["own", "answer", "text"]
 """What is scored: the model's own greedy answer, the sample's answer, or the prompt's own text."""
@@ -109,6 +110,7 @@ def check_samples(
 
 @torch.no_grad()
 def _batch(model: HookedVLM, samples: list[Sample], target: Target, max_new_tokens: int) -> Batch:
+    text_for(model, "answers that can be scored")
     images = [sample.images for sample in samples]
     asked: dict[str, Any] = {
         "text": [sample.text for sample in samples],

@@ -135,7 +135,7 @@ def hooked(model: HookedVLM, hooks: Sequence[tuple[Any, Callable[..., None]]]) -
 @torch.no_grad()
 def forward(model: HookedVLM, prepared: Prepared) -> None:
     """Runs the model on a batch; of the logits, which nobody reads, as few as it can."""
-    options: dict[str, Any] = {"use_cache": False}
+    options: dict[str, Any] = {} if model.text is None else {"use_cache": False}
     if "logits_to_keep" in inspect.signature(model.hf_model.forward).parameters:
         options["logits_to_keep"] = 1
     model(prepared.batch.arguments, return_type=None, **options)

@@ -17,6 +17,7 @@ from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
 from vlm_lens.masking.examples import Batch, answer_positions, greedy_tokens
 from vlm_lens.model import HookedVLM
+from vlm_lens.parts import text_for
 
 AnswerSource = Literal["own", "given"]
 
@@ -88,6 +89,8 @@ def prepare(
         >>> [token_map.role.count("answer") for token_map in found.maps]
         [2, 2]
     """
+    if model.text is None:
+        return _pictures(model, samples, numbers, answers)
     asked: dict[str, Any] = {
         "text": [sample.text for sample in samples],
         "images": [sample.images for sample in samples] if any(s.images for s in samples) else None,
@@ -102,6 +105,28 @@ def prepare(
     if answers.source is None:
         return _prepared(model, samples, numbers, prompts, dict(prompts), None)
     return _with_own(model, samples, numbers, prompts, _own(model, prompts, numbers, answers))
+
+
+def _pictures(
+    model: HookedVLM, samples: Sequence[Sample], numbers: Sequence[int], answers: Answers
+) -> Prepared:
+    """The samples' pictures for a tower alone, which passes over their texts."""
+    if answers.source is not None:
+        text_for(model, f"answers={answers.source!r}")
+    if any(len(sample.images) != 1 for sample in samples):
+        raise ValueError("a vision tower reads one image a sample, but this one has another number")
+    inputs = model.prepare(images=[sample.images[0] for sample in samples])
+    nothing = torch.zeros(inputs.shape, dtype=torch.long)[:, 1:]
+    batch = Batch(
+        samples=list(samples),
+        prompts=inputs,
+        arguments=dict(inputs),
+        targets=nothing,
+        scored=nothing.bool(),
+        real=inputs.positions_mask("image"),
+        answers=[],
+    )
+    return Prepared(batch, list(numbers), inputs.token_map, None)
 
 
 def _own(

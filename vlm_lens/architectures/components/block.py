@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vlm_lens.architectures.base import BlockPaths
 from vlm_lens.architectures.components.attention import HookedAttention
@@ -18,8 +19,8 @@ class HookedBlock(Component):
     Where a block attends to an encoder or an image after it attends to itself, `hook_resid_mid` is
     the stream between the two, and `hook_resid_mid_cross` that before the MLP. What a family's
     block lacks is absent, such as a stream between attention and an MLP that runs beside it.
-    `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a norm that is applied
-    to them but before a gate or a scale that the block multiplies them with.
+    `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a norm or a LayerScale
+    that is a module of its own, but before a gate or a scale that the block itself multiplies with.
 
     Args:
         place: Where the Hugging Face block is.
@@ -46,13 +47,14 @@ class HookedBlock(Component):
         super().__init__(place, patch_rows=patch_rows)
         self.norm_offset, self.post_norm = paths.norm_offset, paths.post_norm
         self.parallel = paths.parallel
+        self._scales = (paths.attn_scale, paths.mlp_scale)
         self.hook_resid_pre = self.input_tap(place)
         self.ln1 = self._norm(paths.ln1)
         if paths.attn is not None:
             self.attn = HookedAttention(
                 place, paths.attn, n_heads=n_heads, n_kv=n_kv, patch_rows=patch_rows
             )
-            self.hook_attn_out = self._added(paths.ln1_post, paths.attn.o)
+            self.hook_attn_out = self._added(paths.ln1_post or paths.attn_scale, paths.attn.o)
         if paths.ln1_post is not None:
             self.ln1_post = self._norm(paths.ln1_post)
         cross = paths.cross_attn is not None and place.at(paths.cross_attn.module).exists
@@ -93,6 +95,19 @@ class HookedBlock(Component):
         return {**parts, "norm_of_heads": parts["attn"]} if norms_heads else parts
 
     @property
+    def attn_scale(self) -> Float[Tensor, " d_model"] | None:
+        """What the attention's output is multiplied with before it is added; None for nothing."""
+        return self._scale(self._scales[0])
+
+    @property
+    def mlp_scale(self) -> Float[Tensor, " d_model"] | None:
+        """The same of the MLP's output."""
+        return self._scale(self._scales[1])
+
+    def _scale(self, path: str | None) -> Float[Tensor, " d_model"] | None:
+        return None if path is None else next(self.place.at(path).module.parameters())
+
+    @property
     def hook_aliases(self) -> dict[str, str]:
         """Whose output `hook_attn_out` is: path patching refuses a norm after the heads' sum."""
         norms = [name for name in ("norm_of_heads", "ln1_post") if name in self.submodules]
@@ -105,7 +120,7 @@ class HookedBlock(Component):
             self._add_stream_before_mlp(paths, crossed=crossed)
         self.ln2 = self._norm(paths.ln2)
         self.mlp = HookedMLP(self.place, paths.mlp, patch_rows=self.patch_rows)
-        self.hook_mlp_out = self._added(paths.ln2_post, paths.mlp.down)
+        self.hook_mlp_out = self._added(paths.ln2_post or paths.mlp_scale, paths.mlp.down)
         if paths.ln2_post is not None:
             self.ln2_post = self._norm(paths.ln2_post)
         if paths.text_mlp is not None and self.place.at(paths.text_mlp.down).exists:
@@ -123,9 +138,9 @@ class HookedBlock(Component):
     def _norm(self, path: str) -> HookedNorm:
         return HookedNorm(self.place.at(path), offset=self.norm_offset, patch_rows=self.patch_rows)
 
-    def _added(self, norm: str | None, linear: str) -> Tap:
-        """What attention or MLP adds: its last linear layer's output, or that of a norm after."""
-        return self.output_tap(self.place.at(linear if norm is None else norm))
+    def _added(self, after: str | None, linear: str) -> Tap:
+        """What attention or MLP adds: its last layer's output, or that of a norm or scale after."""
+        return self.output_tap(self.place.at(linear if after is None else after))
 
     def _stream(self, paths: BlockPaths, *, before: str, after: str) -> Tap:
         """The stream before the next part's norm or, in BERT, what the last part's norm gives."""
