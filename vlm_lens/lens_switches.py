@@ -13,7 +13,7 @@ from torch import nn
 from vlm_lens.config import HookedVLMConfig
 from vlm_lens.hooks.names import SWITCH_OF
 from vlm_lens.lens_circuits import LensCircuits
-from vlm_lens.parts import text_for
+from vlm_lens.parts import parts_of, text_for
 
 
 class LensSwitches(LensCircuits):
@@ -93,7 +93,7 @@ class LensSwitches(LensCircuits):
     @property
     def _text_blocks(self) -> list[Any]:
         text_for(self, "hook points on demand")
-        stacks = [part.module.blocks for part in self.parts if part.kind == "text"]
+        stacks = [part.module.blocks for part in parts_of(self) if part.kind == "text"]
         return [block for blocks in stacks for block in blocks]
 
 

@@ -27,6 +27,8 @@ from vlm_lens.processors import load_processor
 from vlm_lens.whole_file import is_full
 
 BUNDLED = "shapes-llava"
+SHAPES_SMOLLM2 = "shapes-smollm2"
+"""The name of the bundled model that needs the package of SmolLM2."""
 _OUR_OPTIONS = ("dtype", "device", "default_prepend_bos")
 
 
@@ -59,6 +61,8 @@ def load_model_and_processor(
             f"Expected device or device_map, got both ({device!r} and {kwargs['device_map']!r}): "
             "a device map says for each part of the model where it goes."
         )
+    if str(name) == SHAPES_SMOLLM2:
+        return _put_together(dtype=dtype, device=device, **kwargs)
     gguf_file = kwargs.pop("gguf_file", None)
     if str(name) == SMOLLM2:
         path, gguf_file = smollm2_file()
@@ -96,6 +100,17 @@ def load_model_and_processor(
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
+
+
+def _put_together(
+    *, dtype: torch.dtype | str | None, device: str | torch.device | None, **options: Any
+) -> tuple[Any, Any]:
+    """The model that is put together from parts, and its processor."""
+    from vlm_lens.shapes_smollm2.build import CONNECTOR, build_model, build_processor
+
+    refuse_unknown("from_pretrained", options, [*_OUR_OPTIONS, "attn_implementation"])
+    model: Any = build_model(CONNECTOR, dtype=dtype or "auto", **options)
+    return (model if device is None else model.to(device)), build_processor()
 
 
 def _checked(name: str | Path, gguf_file: str | None) -> str:

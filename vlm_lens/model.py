@@ -179,7 +179,9 @@ class HookedVLM(Running):
 
         Args:
             name: ``"shapes-llava"`` (bundled, offline), ``"smollm2-135m"`` (a real language model,
-                offline, from a package that pip brings), a local folder or a Hugging Face id.
+                offline, from a package that pip brings), ``"shapes-smollm2"`` (that model with
+                `shapes-llava`'s tower and a trained connector), a local folder or a Hugging Face
+                id.
             dtype: Weights' dtype; by default the one they are stored in.
             device: Where to put the model; use `device_map` for a model that is spread out.
             default_prepend_bos: Whether raw text starts with ``<bos>`` where a call does not say;

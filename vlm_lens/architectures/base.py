@@ -193,6 +193,7 @@ class Architecture:
     Attributes:
         model_class: Name of the Hugging Face class.
         text_types: Model types of the text models that the record is for; empty for any.
+        vision_types: Likewise of the vision towers.
         language_model: The text model; its hook points are at the root, or under ``encoder.`` and
             ``decoder.`` if there is an encoder too.
         text_encoder: The encoder of a text model that has one.
@@ -213,6 +214,7 @@ class Architecture:
 
     model_class: str
     text_types: tuple[str, ...] = ()
+    vision_types: tuple[str, ...] = ()
     language_model: StackPaths | None = None
     text_encoder: StackPaths | None = None
     vision_encoder: StackPaths | None = None

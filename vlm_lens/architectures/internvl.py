@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlm_lens.architectures.base import Architecture, StackPaths
-from vlm_lens.architectures.llava import LANGUAGE_MODEL, PROJECTOR
+from vlm_lens.architectures.llava import LANGUAGE_MODEL, PROJECTOR, VISION_ENCODER
 from vlm_lens.geometry import internvl_layout
 
 
@@ -27,4 +27,9 @@ INTERNVL = Architecture(
     embed="model.language_model.embed_tokens",
     unembed="lm_head",
     layout=internvl_layout,
+)
+INTERNVL_CLIP = replace(
+    INTERNVL,
+    vision_types=("clip_vision_model",),
+    vision_encoder=replace(VISION_ENCODER, output_layer=feature_layer),
 )

@@ -8,7 +8,7 @@ from vlm_lens.architectures import blip, qwen_vl, text_models, towers
 from vlm_lens.architectures.base import Architecture
 from vlm_lens.architectures.gemma3 import GEMMA3
 from vlm_lens.architectures.idefics3 import IDEFICS3, SMOLVLM
-from vlm_lens.architectures.internvl import INTERNVL
+from vlm_lens.architectures.internvl import INTERNVL, INTERNVL_CLIP
 from vlm_lens.architectures.kosmos2 import KOSMOS2
 from vlm_lens.architectures.llava import LLAVA
 from vlm_lens.architectures.llava_next import LLAVA_NEXT
@@ -35,6 +35,7 @@ _RECORDS: list[Architecture] = [
     IDEFICS3,
     SMOLVLM,
     INTERNVL,
+    INTERNVL_CLIP,
     MLLAMA,
     MISTRAL3,
     KOSMOS2,
@@ -85,7 +86,8 @@ def architecture_of(model_class: str, config: Any) -> Architecture:
 
     Args:
         model_class: Name of its class.
-        config: Its configuration; the text model's type in it decides between records of a class.
+        config: Its configuration; the types of text model and tower decide between records of a
+            class.
 
     Raises:
         ArchitectureError: There is none; the message lists the classes that have one.
@@ -99,8 +101,10 @@ def architecture_of(model_class: str, config: Any) -> Architecture:
             "vlm_lens.architectures.register_architecture(record)."
         )
     text_type = config.get_text_config().model_type
-    for record in of_class:
-        if not record.text_types or text_type in record.text_types:
+    vision_type = getattr(getattr(config, "vision_config", None), "model_type", None)
+    of_text = [r for r in of_class if not r.text_types or text_type in r.text_types]
+    for record in of_text:
+        if not record.vision_types or vision_type in record.vision_types:
             return record
     known = sorted(text_type for record in of_class for text_type in record.text_types)
     raise ArchitectureError(

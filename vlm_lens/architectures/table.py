@@ -20,7 +20,9 @@ def support_rows() -> list[tuple[str, ...]]:
         >>> support_rows()[0]
         ('LlavaForConditionalGeneration', 'clip_vision_model *', '-', 'MLP', 'llama *', 'fixed')
     """
-    used = {(record.model_class, record.text_types): record for record in records()}
+    used = {
+        (record.model_class, record.text_types, record.vision_types): record for record in records()
+    }
     return [_row(record) for record in used.values()]
 
 
@@ -67,16 +69,19 @@ def markdown() -> str:
         >>> print(markdown().splitlines()[5])
         | `Blip2` | `blip_2_vision_model`, Q-Former | linear | `opt`, `t5` |
     """
-    merged: dict[str, tuple[str, str, list[str]]] = {}
+    merged: dict[str, tuple[list[str], str, list[str]]] = {}
     for name, encoder, qformer, projector, text, _ in support_rows():
         if "-" in (encoder, text):
             continue
         tower = _code(encoder) + ("" if qformer == "-" else ", Q-Former")
-        merged.setdefault(name, (tower, projector, []))[2].append(_code(text))
+        towers, _, texts = merged.setdefault(name, ([], projector, []))
+        towers.append(tower)
+        texts.append(_code(text))
     lines = ["| class | encoder | projector | text model |", "| --- | --- | --- | --- |"]
-    for name, (tower, projector, texts) in merged.items():
+    for name, (towers, projector, texts) in merged.items():
         short = name.removesuffix("ForConditionalGeneration")
-        lines.append(f"| `{short}` | {tower} | {projector} | {', '.join(texts)} |")
+        tower, text = (", ".join(dict.fromkeys(cells)) for cells in (towers, texts))
+        lines.append(f"| `{short}` | {tower} | {projector} | {text} |")
     return "\n".join(lines)
 
 
@@ -91,7 +96,7 @@ def _row(record: Architecture) -> tuple[str, ...]:
     layout = "" if record.layout is None else record.layout.__name__.removesuffix("_layout")
     return (
         record.model_class,
-        _model_type(record, encoder),
+        ", ".join(record.vision_types) or _model_type(record, encoder),
         _model_type(record, record.qformer),
         _kind(record.projector),
         text,

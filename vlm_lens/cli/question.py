@@ -52,4 +52,8 @@ def read_question(arguments: argparse.Namespace, *, bundled: int) -> tuple[Image
     if arguments.image is not None:
         return load_image(arguments.image), arguments.question
     sample = load_imagefolder(IMAGES, n=bundled + 1)[bundled]
+    if arguments.model == "shapes-smollm2":
+        from vlm_lens.shapes_smollm2.world import in_english
+
+        sample = in_english(sample)
     return sample.images[0], sample.text if arguments.question is None else arguments.question

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BUNDLED = "shapes-llava"
 """The name of the bundled model, and of the world that it was trained on."""
 
+WORLDS = (BUNDLED, "shapes-smollm2")
+"""Models that have a world of this name, in their own words."""
+
 TASKS = ("image", "caption", "text")
 """What can be asked about the world."""
 
@@ -28,7 +31,7 @@ _FORMAT = (
     '"text": "what is on the sofa ?", "answer": "a cat", "category": "pets"}: "file_name" is '
     'relative to the folder; "answer" and "category" may be left out, all else is an annotation.'
 )
-_WORLD = f"{BUNDLED}, its world, drawn on demand"
+_WORLD = f"the world of {BUNDLED}, drawn on demand"
 _WORDS = 100
 _OF_DATA = ("data", "task", "split", "target")
 
@@ -41,7 +44,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         type=named,
         default=BUNDLED,
         metavar="NAME",
-        help="model folder or Hugging Face id (default: %(default)s, bundled)",
+        help=f"model folder, Hugging Face id or {WORLDS[1]} (default: %(default)s, bundled)",
     )
     add("--device", metavar="NAME", help="where the model runs, e.g. cuda (default: the CPU)")
     choices = ("float32", "bfloat16", "float16")
@@ -165,6 +168,11 @@ def check_text_alone(arguments: argparse.Namespace) -> None:
             raise InputError(f"--text is scored itself, so --{name} has no meaning with it")
 
 
+def world_of(arguments: argparse.Namespace) -> str:
+    """The world that a model was trained on, or that of the bundled one."""
+    return arguments.model if arguments.model in WORLDS else BUNDLED
+
+
 def read_samples(
     arguments: argparse.Namespace, *, n: int, seed: int, task: str = "image"
 ) -> list[Sample]:
@@ -181,8 +189,8 @@ def read_samples(
     """
     from vlm_lens.data import load_samples
 
-    name = arguments.data or BUNDLED
-    if arguments.task is not None and name != BUNDLED:
+    name = arguments.data or world_of(arguments)
+    if arguments.task is not None and name not in WORLDS:
         raise InputError(f"--task is about the world of {BUNDLED}, not about {name!r}")
     with reading_input():
         return load_samples(
@@ -202,13 +210,13 @@ def read_datasets(arguments: argparse.Namespace, *, n: int, seed: int) -> dict[s
     """
     from vlm_lens.data import load_samples
 
-    split, given = arguments.split or "test", arguments.data or [BUNDLED]
+    split, given = arguments.split or "test", arguments.data or [world_of(arguments)]
     _check_different(given)
-    if arguments.tasks is not None and BUNDLED not in given:
+    if arguments.tasks is not None and not {*WORLDS} & {*given}:
         raise InputError(f"--tasks is about the world of {BUNDLED}, not about {given[0]!r}")
     found: dict[str, list[Sample]] = {}
     for name in given:
-        for task in (arguments.tasks or TASKS) if name == BUNDLED else ("",):
+        for task in (arguments.tasks or TASKS) if name in WORLDS else ("",):
             called = task or _short(name, given)
             if called in found:
                 raise InputError(f"the data set {called!r} is named twice")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from vlm_lens.by_name import is_folder
+from vlm_lens.data import austen
 from vlm_lens.data.hub import load_hub
 from vlm_lens.data.imagefolder import load_imagefolder
 from vlm_lens.data.sample import Sample, check_count
 
-WORLD = "shapes-llava"
+WORLDS = {
+    "shapes-llava": "vlm_lens.shapes_llava.world",
+    "shapes-smollm2": "vlm_lens.shapes_smollm2.world",
+}
+"""Where `make_samples` is that draws the samples of a bundled model's world."""
 
 
 def load_samples(
@@ -20,11 +26,13 @@ def load_samples(
     Args:
         name: one of
             - "shapes-llava": the world of the bundled model, drawn on demand;
+            - "shapes-smollm2": the same world in plain English;
+            - "austen": passages of English text without images (see `vlm_lens.data.austen`);
             - the path of a folder with images and a `metadata.jsonl` (see `load_imagefolder`);
             - the name of a Hugging Face data set, streamed with `datasets` (see `load_hub`).
-        split: "train", "val" or "test" for the world, any split name for a Hugging Face data set;
-            a folder has no splits and ignores it.
-        task: for the world only: "image" (questions about images), "caption" (descriptions of
+        split: "train", "val" or "test" for the world, "train" or "test" for "austen", any split
+            name for a Hugging Face data set; a folder has no splits and ignores it.
+        task: for the worlds only: "image" (questions about images), "caption" (descriptions of
             images) or "text" (questions about scenes told in words, without images).
         n: how many samples; folders and data sets may hold fewer.
         seed: which samples of the world; a folder and a data set are read from their beginning.
@@ -48,11 +56,12 @@ def load_samples(
     check_count("n", n)
     if not isinstance(name, str | Path) or not str(name):
         raise TypeError(f"expected the name or folder of a data set, got {name!r}")
-    if name == WORLD:
-        # Only the world needs scikit-learn, whose import takes most of a second.
-        from vlm_lens.shapes_llava.world import make_samples
-
+    if name in WORLDS:
+        # Only the worlds need scikit-learn, whose import takes most of a second.
+        make_samples = import_module(WORLDS[str(name)]).make_samples
         return make_samples(split=split, task=task, n=n, seed=seed)
+    if name == austen.NAME:
+        return austen.load_passages(split=split, n=n)
     if is_folder(name):
         return load_imagefolder(Path(name), n=n)
     return load_hub(str(name), split=split, n=n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -157,6 +158,7 @@ class Inputs(Mapping[str, Tensor]):
         Raises:
             ValueError: The tokens do not start with ``input_ids``, or an answer holds an image
                 token.
+            KeyError: These are the inputs of a tower alone, which have no tokens.
         """
         batch, length = self.shape
         tokens = tokens.to(self.input_ids.device)
@@ -173,8 +175,9 @@ class Inputs(Mapping[str, Tensor]):
                 f"an answer holds the image token (id {self.image_token_id}), for which there is "
                 "no image: keep the model from generating it"
             )
+        tokenizer: Any = self.tokenizer  # a tower alone has no input_ids, and fails above
         maps = [
-            token_map.extend(token_strings(self.tokenizer, answer.tolist()))
+            token_map.extend(token_strings(tokenizer, answer.tolist()))
             for token_map, answer in zip(self.token_map, answers, strict=True)
         ]
         longer = {

@@ -42,8 +42,8 @@ def prepare_pictures(processor: Any, config: Any, *, images: Any, layout: Layout
         >>> inputs.token_map
         [TokenMap(50 positions: 50 image (7x7))]
     """
-    batched = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    sources = list(images) if batched else [images]
+    batched = isinstance(images, Sequence) and not isinstance(images, str)
+    sources: list[Any] = list(images) if batched else [images]
     if not sources or any(source is None for source in sources):
         raise TypeError("expected an image, or a list of images, for a vision tower: pass images=")
     pictures = [load_image(source) for source in sources]
@@ -68,12 +68,12 @@ def _map_of(layout: ImageLayout, width: int) -> TokenMap:
     """The positions of one picture: class and register tokens, its patches, what fills it up."""
     names = ["<patch>" if isinstance(token, tuple) else f"<{token}>" for token in layout.tokens]
     n, n_padding = len(names), width - len(names)
-    modality: list[Modality] = ["image"] * n
-    modality += ["padding"] * n_padding
+    shown: list[Modality] = ["image"] * n
+    filled_up: list[Modality] = ["padding"] * n_padding
     role: list[Role] = ["prompt"] * width
     return TokenMap(
         tokens=[*names, *["<pad>"] * n_padding],
-        modality=modality,
+        modality=shown + filled_up,
         role=role,
         image_index=[*[0] * n, *[-1] * n_padding],
         layouts=[layout],

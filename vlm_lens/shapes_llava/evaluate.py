@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -80,6 +80,7 @@ def evaluate(
     n: int = 500,
     seed: int = 0,
     split: str = "test",
+    make: Callable[..., list[Sample]] = make_samples,
 ) -> Accuracy:
     """Measures the accuracy of every task and question type.
 
@@ -89,6 +90,7 @@ def evaluate(
         n: samples per question type of a task.
         seed: which samples.
         split: which scenes.
+        make: makes the samples; by default in the words of `shapes-llava`.
 
     Returns:
         `{task: {question type: {"correct": ..., "total": ..., "accuracy": ...}}}`.
@@ -96,7 +98,7 @@ def evaluate(
     result: Accuracy = {}
     for task in TASKS:
         counts: dict[str, list[bool]] = defaultdict(list)
-        samples = make_samples(split=split, task=task, n=n * len(CATEGORIES[task]), seed=seed)
+        samples = make(split=split, task=task, n=n * len(CATEGORIES[task]), seed=seed)
         for sample, given in zip(samples, answer(model, processor, samples), strict=True):
             counts[str(sample.category)].append(given == sample.answer)
         result[task] = {

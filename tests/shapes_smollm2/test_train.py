@@ -1,0 +1,103 @@
+"""The training: what is packed is what is asked one by one, and a stopped run goes on the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.shapes_smollm2.conftest import needs_smollm2
+from vlm_lens.shapes_llava.build import normalize
+from vlm_lens.shapes_llava.draw import draw_images
+from vlm_lens.shapes_llava.scenes import sample_scene
+from vlm_lens.shapes_smollm2 import train
+from vlm_lens.shapes_smollm2.build import build_model
+from vlm_lens.shapes_smollm2.train import Learner, Recipe
+
+pytestmark = [
+    needs_smollm2,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+SHORT = Recipe(steps=2, images=1, tales=1, rank=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return Learner(SHORT)
+
+
+def test_a_packed_scene_has_the_losses_of_its_questions_one_by_one(learner: Learner):
+    rng = Random(0)
+    scene = sample_scene(rng)
+    lesson = train.image_lesson(learner.tokenizer, scene, rng)
+    pixels = normalize(draw_images([scene]))
+    with torch.no_grad():
+        packed = train.lesson_losses(learner, [lesson], pixels)["answers"]
+        total, weights = 0.0, 0.0
+        prefix, pairs = lesson.item
+        for question, answer in pairs:
+            tokens = torch.tensor([[*prefix, *question, *answer]])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = learner.model(input_ids=tokens, pixel_values=pixels).logits[0].float()
+            predicted = logits[-len(answer) - 1 : -1]
+            losses = torch.nn.functional.cross_entropy(predicted, torch.tensor(answer))
+            total += float(losses) * len(answer) ** 0.5
+            weights += len(answer) ** 0.5
+    assert float(packed) == pytest.approx(total / weights, rel=0.01)
+
+
+def test_mentions_are_where_it_is_clear_what_is_asked_about(learner: Learner):
+    rng = Random(1)
+    scene = sample_scene(rng, n_objects=3)
+    lesson = train.image_lesson(learner.tokenizer, scene, rng)
+    prefix, pairs = lesson.item
+    tokens = [*prefix, *(token for pair in pairs for part in pair for token in part)]
+    labels = {train.label_object(thing): thing for thing in scene.objects}
+    assert lesson.mentions
+    for position, label in lesson.mentions:
+        assert label in labels
+        word = learner.tokenizer.decode([tokens[position]]).strip()
+        assert word in {"?", "Answer", ":", *"0123456789"} | set(" ".join(pieces_of(scene)).split())
+
+
+def pieces_of(scene) -> list[str]:
+    return [f"{thing.color} {thing.name} {thing.phrase} object" for thing in scene.objects]
+
+
+def test_only_connector_and_adapters_are_trained(learner: Learner):
+    trained = {id(weight) for weight in learner.weights.values()}
+    frozen = [w for w in learner.model.parameters() if id(w) not in trained]
+    assert not any(weight.requires_grad for weight in frozen)
+    assert {name.split(".")[0] for name in learner.release()} == {"connector", "adapters"}
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path):
+    whole = Learner(SHORT)
+    train.train(whole, SHORT, tmp_path / "whole")
+    first = Learner(SHORT)
+    train.train(first, SHORT, tmp_path / "parts", stop=1)
+    second = Learner(SHORT)
+    kept = load_file(tmp_path / "parts" / train.STATE)
+    second.restore(kept)
+    train.train(second, SHORT, tmp_path / "parts", start=int(kept["step"]))
+    for name, weight in whole.weights.items():
+        assert torch.equal(second.weights[name], weight), name
+    shipped = build_model(tmp_path / "whole" / "connector.safetensors")
+    merged = shipped.model.language_model.layers[3].self_attn.q_proj.weight
+    plain = build_model(None).model.language_model.layers[3]
+    assert not torch.equal(merged, plain.self_attn.q_proj.weight)
+    assert torch.equal(
+        shipped.model.language_model.layers[3].mlp.down_proj.weight, plain.mlp.down_proj.weight
+    )
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    recipe = Recipe(steps=100, warmup=10, falling=0.5, lr=1.0)
+    rates = [train.learning_rate(step, recipe) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.03

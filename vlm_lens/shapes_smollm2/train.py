@@ -1,0 +1,389 @@
+"""Trains the connector of `shapes-smollm2`: `python -m vlm_lens.shapes_smollm2.train --out DIR`.
+
+The vision tower and the language model are trained already, and stay as they are. What is learnt is
+how to say to the one what the other has seen: the connector first learns to give, for each image
+token, the sum of the word embeddings of what it shows; then it learns, together with low-rank
+adapters on the language model's attention, to have questions about images answered. Questions about
+scenes that are told in words are asked too.
+
+All questions of a scene share one sequence, in which they cannot see each other (see
+`shapes_llava/pack.py`). A run that was stopped goes on where it was when the same command is given
+again; the scenes of a step depend on the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vlm_lens.shapes_llava.build import normalize
+from vlm_lens.shapes_llava.draw import draw_images, locate_objects
+from vlm_lens.shapes_llava.naming import Namer, find_asked, label_object
+from vlm_lens.shapes_llava.pack import Packed, PackedItem, pack
+from vlm_lens.shapes_llava.questions import Question, ask, describe, tell
+from vlm_lens.shapes_llava.scenes import Scene, sample_scene
+from vlm_lens.shapes_smollm2.adapters import LowRank, add_adapters
+from vlm_lens.shapes_smollm2.build import (
+    CONNECTOR,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    IMAGE_TOKENS,
+    MERGED,
+    build_model,
+    build_tokenizer,
+)
+from vlm_lens.shapes_smollm2.english import (
+    ANSWER,
+    answer_in_english,
+    pieces,
+    scene_in_english,
+)
+from vlm_lens.whole_file import replace_file
+
+log = logging.getLogger(__name__)
+
+STATE = "state.safetensors"
+"""What a run needs to go on, beside the connector that it has trained so far."""
+
+CATEGORIES = (
+    *("color", "shape", "digit", "place", "count", "count", "existence", "existence"),
+    *["relation"] * 3,
+)
+"""What is asked about every scene, where it allows it."""
+DESCRIBED_SHARE = 0.25
+"""The share of scenes that are described, too."""
+DIGIT_SHARE = 0.5
+"""More digits than in the held-out scenes: they are the hardest objects to tell apart."""
+NAMING_LAYER = 12
+"""After how many of its layers the language model is to name what its words are about."""
+TOLD_WEIGHT = 0.5
+"""Told scenes are easier: they count less."""
+LOG_EVERY, SAVE_EVERY = 20, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what is learnt.
+
+    Attributes:
+        steps: updates in all.
+        words_steps: updates that first teach the connector the words of what each token shows.
+        falling: the share of the steps, at the end, in which the learning rate falls to zero.
+        images: scenes drawn for a step.
+        tales: scenes told in words for a step.
+    """
+
+    seed: int = 0
+    steps: int = 2000
+    words_steps: int = 600
+    falling: float = 0.4
+    warmup: int = 50
+    images: int = 7
+    tales: int = 2
+    rank: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+
+
+class Learner:
+    """The model with what is trained of it.
+
+    Attributes:
+        model: the model, frozen but for its connector and adapters.
+        adapters: the adapters on its language model's attention.
+        namer: names what words are about; thrown away afterwards.
+        optimizer: of all that is trained.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.model: Any = build_model(None).requires_grad_(requires_grad=False)
+        self.model.set_attn_implementation("eager")  # the fastest on a CPU, with masks like these
+        self.tokenizer: Any = build_tokenizer()
+        text = self.model.model.language_model
+        text.layers.to(torch.bfloat16)  # what the layers compute with, while they are frozen
+        self.adapters: dict[str, LowRank] = add_adapters(text.layers, rank=recipe.rank)
+        self.connector: nn.Module = self.model.model.multi_modal_projector.requires_grad_()
+        self.namer = Namer(text.config.hidden_size)
+        self.trained = nn.ModuleDict({"connector": self.connector, "namer": self.namer})
+        weights = dict(self.trained.named_parameters())
+        for name, adapter in self.adapters.items():
+            weights |= {f"adapters.{name}.a": adapter.a, f"adapters.{name}.b": adapter.b}
+        self.weights = weights
+        self.optimizer = torch.optim.AdamW(
+            weights.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=recipe.betas
+        )
+
+    def image_tokens(
+        self, pixels: Float[Tensor, "batch 3 64 64"]
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        """What the language model gets of images."""
+        return self.model.model.get_image_features(pixels).pooler_output
+
+    def state(self) -> dict[str, Tensor]:
+        """What a later process needs to go on: the trained weights and the optimiser's state."""
+        kept = {name: weight.detach() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            for key, value in self.optimizer.state[weight].items():
+                kept[f"optimizer.{key}.{name}"] = value
+        return kept
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        """Goes on from what `state` gave."""
+        for name, weight in self.weights.items():
+            weight.data.copy_(kept[name])
+            state = {
+                key: kept[full]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if (full := f"optimizer.{key}.{name}") in kept
+            }
+            if state:
+                self.optimizer.state[weight] = state
+
+    def release(self) -> dict[str, Tensor]:
+        """What ships: connector and adapters, in half precision."""
+        shipped = {n: w for n, w in self.weights.items() if not n.startswith("namer.")}
+        return {name: weight.detach().half() for name, weight in shipped.items()}
+
+
+# What a scene teaches
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One sequence: a prefix with the questions about it.
+
+    Attributes:
+        item: the sequence as token ids.
+        mentions: positions that are about one object, with its `label_object`.
+    """
+
+    item: PackedItem
+    mentions: list[tuple[int, tuple[int, int, int]]]
+
+
+def ask_all(rng: Random, scene: Scene) -> list[Question]:
+    """One question per entry of `CATEGORIES`, less those that the scene does not allow."""
+    asked = [ask(rng, category, scene) for category in CATEGORIES]
+    if rng.random() < DESCRIBED_SHARE:
+        asked.append(describe(scene))
+    return [question for question in asked if question is not None]
+
+
+def make_lesson(tokenizer: Any, scene: Scene, prefix: list[int], rng: Random, gap: str) -> Lesson:
+    """A prefix, then each question with its answer; `gap` stands before a question."""
+    pairs, mentions, start = [], [], len(prefix)
+    for question in ask_all(rng, scene):
+        words = [*question.text.split(), *ANSWER]
+        written = pieces(words)
+        encoded = [tokenizer(piece).input_ids for piece in (gap + written[0], *written[1:])]
+        ends = torch.tensor([len(ids) for ids in encoded]).cumsum(0) - 1
+        answer = tokenizer(f" {answer_in_english(question.answer)}").input_ids
+        for index, thing in find_asked(words, question, scene) if "?" in words else ():
+            mentions.append((start + int(ends[index]), label_object(thing)))
+        prompt = [token for ids in encoded for token in ids]
+        pairs.append((prompt, [*answer, tokenizer.eos_token_id]))
+        start += len(prompt) + len(answer) + 1
+    return Lesson((prefix, pairs), mentions)
+
+
+def image_lesson(tokenizer: Any, scene: Scene, rng: Random) -> Lesson:
+    """The image, then its questions."""
+    ids = tokenizer.convert_tokens_to_ids
+    image = [ids(IMAGE_START), *[ids(IMAGE)] * IMAGE_TOKENS, ids(IMAGE_END)]
+    return make_lesson(tokenizer, scene, [tokenizer.bos_token_id, *image], rng, "")
+
+
+def told_lesson(tokenizer: Any, scene: Scene, rng: Random) -> Lesson:
+    """The scene told in words, then its questions."""
+    prefix = [tokenizer.bos_token_id, *tokenizer(scene_in_english(tell(rng, scene))).input_ids]
+    return make_lesson(tokenizer, scene, prefix, rng, " ")
+
+
+def word_targets(learner: Learner, scenes: Sequence[Scene]) -> Float[Tensor, "batch tokens d"]:
+    """For each image token, the summed word embeddings of what it shows, by how much it shows."""
+    embed = learner.model.model.language_model.embed_tokens
+    side = int(IMAGE_TOKENS**0.5)
+    targets = torch.zeros(len(scenes), IMAGE_TOKENS, embed.weight.shape[1])
+    for row, scene in enumerate(scenes):
+        for thing, drawing in zip(scene.objects, locate_objects(scene), strict=True):
+            shown = torch.from_numpy(drawing.patch_fraction).float()
+            shown = shown.reshape(side, MERGED, side, MERGED).mean((1, 3)).flatten()
+            color, name, place = thing.color, thing.name, thing.phrase.rpartition(" at the ")[2]
+            ids = learner.tokenizer(f" {color} {name} {place}").input_ids
+            targets[row] += (shown > 0.05)[:, None] * embed.weight[torch.tensor(ids)].sum(0)
+    return targets
+
+
+def words_loss(learner: Learner, rng: Random, *, n: int = 32) -> Float[Tensor, ""]:
+    """How far the image tokens are from the words of what they show, as a share of the words."""
+    scenes = [sample_scene(rng, digit_share=DIGIT_SHARE) for _ in range(n)]
+    targets = word_targets(learner, scenes)
+    given = learner.image_tokens(normalize(draw_images(scenes)))
+    return (given - targets).square().mean() / targets.square().mean()
+
+
+def lesson_losses(
+    learner: Learner, lessons: Sequence[Lesson], pixels: Tensor | None
+) -> dict[str, Float[Tensor, ""]]:
+    """The losses of what words are about, and of the answers."""
+    packed = pack([lesson.item for lesson in lessons])
+    text = learner.model.model.language_model
+    embedded = text.embed_tokens(packed.input_ids)
+    if pixels is not None:
+        image = packed.input_ids == learner.model.config.image_token_id
+        tokens = learner.image_tokens(pixels).flatten(0, 1)
+        embedded = embedded.masked_scatter(image[..., None], tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16), _kept_after(text, NAMING_LAYER) as kept:
+        states = text(
+            inputs_embeds=embedded,
+            attention_mask=added_mask(packed),
+            position_ids=packed.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+    mentions = [(row, *pair) for row, lesson in enumerate(lessons) for pair in lesson.mentions]
+    rows, positions, labels = (torch.tensor(column) for column in zip(*mentions, strict=True))
+    return {
+        "words": learner.namer.loss(kept[0].float()[rows, positions], labels),
+        "answers": answer_loss(states.float(), packed, text.embed_tokens.weight),
+    }
+
+
+def added_mask(packed: Packed) -> Float[Tensor, "batch 1 pos pos"]:
+    """What is added to the scores: eager attention takes no mask of True and False."""
+    hidden = torch.finfo(torch.float32).min
+    return torch.zeros(packed.attention_mask.shape).masked_fill(~packed.attention_mask, hidden)
+
+
+def answer_loss(
+    states: Float[Tensor, "batch pos d"], packed: Packed, unembed: Float[Tensor, "vocab d"]
+) -> Float[Tensor, ""]:
+    """As `packed_loss`, but logits are computed only where an answer's token is predicted."""
+    chosen = packed.targets >= 0
+    logits = states[chosen] @ unembed.T
+    losses = cross_entropy(logits, packed.targets[chosen], reduction="none")
+    weights = packed.weights[chosen]
+    return (losses * weights).sum() / weights.sum()
+
+
+@contextmanager
+def _kept_after(text: Any, layer: int) -> Iterator[list[Tensor]]:
+    """What leaves the layer before this one, while the block lasts."""
+    kept: list[Tensor] = []
+    handle = text.layers[layer].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+# How it is learnt
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """A linear warm-up, then constant, then a linear way down to zero."""
+    left = (recipe.steps - step) / (recipe.steps * recipe.falling)
+    return recipe.lr * min(1.0, (step + 1) / recipe.warmup, left)
+
+
+def update(learner: Learner, loss: Float[Tensor, ""], lr: float, recipe: Recipe) -> None:
+    """One step of the optimiser."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = lr
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(learner.weights.values(), recipe.clip)
+    learner.optimizer.step()
+
+
+def losses(learner: Learner, rng: Random, recipe: Recipe) -> dict[str, Float[Tensor, ""]]:
+    """The losses of new scenes."""
+    drawn = [sample_scene(rng, digit_share=DIGIT_SHARE) for _ in range(recipe.images)]
+    told = [sample_scene(rng) for _ in range(recipe.tales)]
+    lessons = [image_lesson(learner.tokenizer, scene, rng) for scene in drawn]
+    seen = lesson_losses(learner, lessons, normalize(draw_images(drawn)))
+    found = {f"image {name}": loss for name, loss in seen.items()}
+    if told:
+        lessons = [told_lesson(learner.tokenizer, scene, rng) for scene in told]
+        heard = lesson_losses(learner, lessons, None)
+        found |= {f"told {name}": loss * TOLD_WEIGHT for name, loss in heard.items()}
+    return found
+
+
+def train(
+    learner: Learner, recipe: Recipe, out: Path, *, start: int = 0, stop: int | None = None
+) -> None:
+    """The steps from `start` on, to `stop` or all; what is learnt is kept in `out` as it goes."""
+    began, end = time.perf_counter(), recipe.steps if stop is None else stop
+    for step in range(start, end):
+        rng = Random(f"{recipe.seed} {step}")
+        found = losses(learner, rng, recipe)
+        update(
+            learner, torch.stack(list(found.values())).sum(), learning_rate(step, recipe), recipe
+        )
+        if (step + 1) % LOG_EVERY == 0:
+            shown = ", ".join(f"{name} {loss:.3f}" for name, loss in found.items())
+            pace = (time.perf_counter() - began) / (step + 1 - start)
+            log.info("step %d/%d, %.2f s each: %s", step + 1, recipe.steps, pace, shown)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == end:
+            keep(learner, out, step + 1)
+
+
+def keep(learner: Learner, out: Path, step: int) -> None:
+    """Writes what ships, and what a later process needs to go on."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / CONNECTOR.name, save(learner.release()))
+    replace_file(out / STATE, save(learner.state() | {"step": torch.tensor(step)}))
+
+
+def main() -> None:
+    """Command line: trains with the default recipe, or goes on with a run that was stopped."""
+    parser = argparse.ArgumentParser(description="Trains the connector of `shapes-smollm2`.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the connector")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=Recipe.lr)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    recipe = Recipe(steps=options.steps, seed=options.seed, lr=options.lr)
+    learner, start = Learner(recipe), 0
+    if (options.out / STATE).is_file():
+        kept = load_file(options.out / STATE)
+        learner.restore(kept)
+        start = int(kept["step"])
+        log.info("going on after step %d", start)
+    else:
+        teach_words(learner, recipe)
+    train(learner, recipe, options.out, start=start)
+
+
+def teach_words(learner: Learner, recipe: Recipe) -> None:
+    """The first lesson, for the connector alone: the words of what each image token shows."""
+    for step in range(recipe.words_steps):
+        loss = words_loss(learner, Random(f"words {recipe.seed} {step}"))
+        update(learner, loss, 2 * recipe.lr * (1 - step / recipe.words_steps), recipe)
+        if (step + 1) % (5 * LOG_EVERY) == 0:
+            log.info("words, step %d/%d: %.3f", step + 1, recipe.words_steps, loss.item())
+    learner.optimizer.state.clear()
+
+
+if __name__ == "__main__":
+    main()
