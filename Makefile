@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test check format smollm2 bench findings docs notebooks train evaluate clean
+.PHONY: demo test check format smollm2 bench findings findings-real findings-vlm docs notebooks train evaluate clean
 
 demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
@@ -32,6 +32,12 @@ bench: $(READY)  ## overhead against Hugging Face, TransformerBridge and nnsight
 
 findings: $(READY)  ## what the analyses find on the bundled model, in twenty minutes
 	$(BIN)/python -m benchmarks.findings
+
+findings-real: smollm2  ## one neuron: what they find on a real language model
+	$(BIN)/python -m benchmarks.findings_real
+
+findings-vlm: smollm2  ## and on a VLM that has it inside
+	$(BIN)/python -m benchmarks.findings_vlm
 
 docs: $(READY)  ## the site, into site/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

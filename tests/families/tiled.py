@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import (
+    CLIPVisionConfig,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
     InternVLForConditionalGeneration,
@@ -88,6 +90,11 @@ def _internvl_config(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _internvl_clip_config(tokenizer: Any) -> dict[str, Any]:
+    tower = CLIPVisionConfig(**VISION, **IMAGE)
+    return {**_internvl_config(tokenizer), "vision_config": tower}
+
+
 FAMILIES = {
     "idefics3": Family(
         Idefics3ForConditionalGeneration,
@@ -110,4 +117,8 @@ FAMILIES = {
         "<IMG_CONTEXT>",
         sizes=((66, 34), (50, 34)),  # two tiles and the whole, one tile
     ),
+}
+# Another tower in the same class; what only blocks and layout decide about is tested on it.
+VARIANTS = {
+    "internvl-clip": replace(FAMILIES["internvl"], config=_internvl_clip_config),
 }
