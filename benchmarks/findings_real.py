@@ -22,6 +22,7 @@ from benchmarks.findings_tables import SEEDS, Row, say
 from vlm_lens import HookedVLM, Neuron, NeuronSet, Sample, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
 from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
 
 STORED = Path(__file__).with_name("findings_real.json")
@@ -55,10 +56,14 @@ class Study:
         every = load_samples("austen", split="train")
         self.drawn = {seed: Random(seed).sample(every, N_PASSAGES) for seed in SEEDS}
         self.held_out = Random(0).sample(load_samples("austen", split="test"), N_PASSAGES)
-        self.scores = {seed: self._score(samples) for seed, samples in self.drawn.items()}
+        self._scores: dict[int, NeuronScores] = {}
 
-    def _score(self, samples: Sequence[Sample]) -> Any:
-        return can.score(self.model, samples, target="text", batch_size=N_PASSAGES)
+    def scores(self, seed: int) -> NeuronScores:
+        """CAN's, on the passages that were drawn."""
+        if seed not in self._scores:
+            options = {"target": "text", "batch_size": N_PASSAGES}
+            self._scores[seed] = can.score(self.model, self.drawn[seed], **options)
+        return self._scores[seed]
 
     def perplexity(self, hooks: Sequence[Any] = ()) -> float:
         """Of the held-out passages, over all their tokens."""
@@ -78,9 +83,9 @@ def ranking(study: Study) -> list[Row]:
     """The ten best of CAN's ranking, and what each does alone."""
     clean = study.perplexity()
     rows = []
-    for place, neuron in enumerate(study.scores[0].ranking(10), start=1):
+    for place, neuron in enumerate(study.scores(0).ranking(10), start=1):
         alone = study.without(NeuronSet([neuron]))
-        score = float(study.scores[0][neuron.name][neuron.index])
+        score = float(study.scores(0)[neuron.name][neuron.index])
         row = {"rank": place, "channel": str(neuron), "score": score}
         rows.append(
             {**row, "perplexity without it": alone, "log10 of the ratio": _log(alone, clean)}
@@ -93,7 +98,7 @@ def by_text(study: Study) -> list[Row]:
     clean, rows = study.perplexity(), []
     for seed, samples in study.drawn.items():
         say(f"by text: seed {seed}")
-        found = can.find_critical(study.model, samples, study.scores[seed], **OPTIONS)
+        found = can.find_critical(study.model, samples, study.scores(seed), **OPTIONS)
         rows.append({"method": "CAN", "seed": seed, **_told(study, found, clean)})
         text = samples[0].text
         options = {key: OPTIONS[key] for key in ("max_k", "probes", "rows")}
@@ -133,7 +138,7 @@ def artefacts(study: Study) -> list[Row]:
 
 
 def _first(study: Study) -> tuple[Any, ...]:
-    return study.model, study.drawn[0], study.scores[0]
+    return study.model, study.drawn[0], study.scores(0)
 
 
 def by_layer(study: Study) -> list[Row]:
@@ -144,7 +149,7 @@ def by_layer(study: Study) -> list[Row]:
     for layer in range(study.model.cfg.n_layers):
         stream = cache["resid_post", layer][0].abs()
         first, name = stream[0], f"blocks.{layer}.hook_mlp_out"
-        best = int(study.scores[0][name].argmax())
+        best = int(study.scores(0)[name].argmax())
         alone = study.without(NeuronSet([Neuron(name, best)]))
         rows.append(
             {
@@ -164,12 +169,12 @@ def places(study: Study) -> list[Row]:
     """Where the one neuron is needed: its knowledge, or the first token's attention sink?"""
     zero, clean = 0.0, study.perplexity()
     values = torch.stack([_values(study, sample) for sample in study.drawn[0]])
-    at_first, elsewhere = float(values[:, 0].mean()), float(values[:, 1].mean())
+    at_first, elsewhere, overall = (float(mean) for mean in values.mean(0))
     settings: dict[str, tuple[float | None, float | None]] = {
         "zero everywhere": (zero, zero),
         "zero at the first token alone": (zero, None),
         "zero everywhere but at the first token": (None, zero),
-        "its mean over all positions, everywhere": (float(values[:, 2].mean()),) * 2,
+        "its mean over all positions, everywhere": (overall, overall),
         "its mean of each: first token, others": (at_first, elsewhere),
         "ten times smaller at the first token": (at_first / 10, None),
     }
@@ -219,7 +224,8 @@ def answers(study: Study) -> list[Row]:
         whole = study.model.generate(inputs, **options)
         with study.model.hooks(NeuronSet([ONE]).ablate("zero")):
             without = study.model.generate(inputs, **options)
-        rows.append({"question": question, "answer": whole, "without": without})
+        told = {"question": question, "answer": whole, "without the neuron": without}
+        rows.append({name: " ".join(str(text).split()) for name, text in told.items()})
     return rows
 
 

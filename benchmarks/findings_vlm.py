@@ -10,6 +10,7 @@ tests hold the README to.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks.findings_one_neuron import ONE, compared, run
 from benchmarks.findings_tables import SEEDS, Row
 from vlm_lens import HookedVLM, Neuron, NeuronSet, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
+from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
 
 STORED = Path(__file__).with_name("findings_vlm.json")
@@ -53,6 +55,11 @@ class Study:
     def first(self) -> tuple[Any, ...]:
         """What the comparisons take."""
         return self.model, self.samples, self.scores
+
+    @cached_property
+    def baselines(self) -> Comparison:
+        """The ranking against others."""
+        return critical_tables.against_baselines(*self.first, **OPTIONS)
 
     def right(self, neurons: NeuronSet | None = None) -> dict[str, int]:
         """How many of the questions of each type are answered as expected."""
@@ -126,7 +133,16 @@ def by_matrix(study: Study) -> list[Row]:
 
 def baselines(study: Study) -> list[Row]:
     """The ranking's ingredients alone, and random channels of the same places."""
-    return compared(critical_tables.against_baselines(*study.first, **OPTIONS))
+    return compared(study.baselines)
+
+
+def curves(study: Study) -> list[Row]:
+    """What was measured of each of these: the collapse curves."""
+    return [
+        {"search": label, "k": one.k, "perplexity ratio": one.metrics["perplexity_ratio"]}
+        for label, found in study.baselines.items()
+        for one in found.curve
+    ]
 
 
 def artefacts(study: Study) -> list[Row]:
@@ -140,6 +156,7 @@ TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "by component": by_component,
     "by matrix": by_matrix,
     "against other rankings": baselines,
+    "curves": curves,
     "against artefacts": artefacts,
 }
 

@@ -88,7 +88,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 1300
     words_steps: int = 600
     falling: float = 0.4
     warmup: int = 50
