@@ -56,6 +56,14 @@ def family(request: pytest.FixtureRequest):
     assert_no_hooks(BUILT[request.param].model)
 
 
+@pytest.fixture(params=[name for name in ALL_MODELS if name not in TOWERS])
+def family_with_text(request: pytest.FixtureRequest):
+    if request.param not in BUILT:
+        BUILT[request.param] = Built(request.param)
+    yield BUILT[request.param]
+    assert_no_hooks(BUILT[request.param].model)
+
+
 def read(tensor, hook):
     """A hook that only looks."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_families import Built, family  # noqa: F401 - a fixture
+from tests.test_families import Built
+from tests.test_families import family_with_text as family  # noqa: F401 - a fixture
 from tests.tiny import Tiny
 from vlm_lens import HookedVLM
 

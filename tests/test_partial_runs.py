@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.families import ENCODER_DECODERS, KINDS
-from tests.test_families import Built, family  # noqa: F401 - a fixture
+from tests.test_families import Built
+from tests.test_families import family_with_text as family  # noqa: F401 - a fixture
 from tests.tiny import Tiny
 from vlm_lens.hooked_root import HookNeverFiredWarning
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import findings, statistics
+from benchmarks import findings, findings_real, findings_vlm, statistics
+from benchmarks.findings_one_neuron import ONE, stored_tables
 from benchmarks.report import readme_table
 from vlm_lens.architectures.table import language_models, markdown, towers
 from vlm_lens.shapes_llava import WEIGHTS
@@ -18,6 +19,7 @@ from vlm_lens.shapes_llava.evaluate import table
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TASKS = ("image", "caption", "text")
+ONE_NEURON = "One neuron ends a real model"
 FINDINGS = ("Critical neurons, found and doubted", "Whose neuron is it, and what does it say")
 
 
@@ -42,6 +44,37 @@ def test_the_findings_are_those_last_measured():
     titles = {findings.markdown(rows): name for name, rows in findings.stored_tables().items()}
     shown = [table for title in FINDINGS for table in _tables(_section(title))]
     assert [titles.get(table, table) for table in shown] == [*findings.IN_README]
+
+
+def test_the_findings_on_the_real_model_are_those_last_measured():
+    known = {}
+    for measured in (findings_real, findings_vlm):
+        tables = stored_tables(measured.STORED)
+        assert list(tables) == list(measured.TABLES)
+        known |= {findings.markdown(rows): title for title, rows in tables.items()}
+    shown = [known.get(table, table) for table in _tables(_section(ONE_NEURON))]
+    vlm = ["answers", "methods", "by component", "by matrix"]
+    assert shown == [*vlm, "by text", "against artefacts", "places"]
+
+
+def test_the_real_model_collapses_without_one_neuron_and_its_controls_do_not():
+    """What the README says in words."""
+    text, vlm = (stored_tables(measured.STORED) for measured in (findings_real, findings_vlm))
+    whole, one, *others = vlm["answers"]
+    kinds = [name for name in whole if name != "set to zero"]
+    assert all(one[kind] == 0 for kind in kinds)
+    assert all(sum(row[k] for k in kinds) > 0.8 * sum(whole[k] for k in kinds) for row in others)
+    found = [*text["by text"], *vlm["methods"]]
+    assert {(row["first"], row["k*"]) for row in found} == {(str(ONE), 1)}
+    controls = {row["search"]: row["k*"] for row in text["against artefacts"]}
+    assert controls["first token left alone"] == 15
+    assert all(k > 20 for name, k in controls.items() if name.startswith("same norm"))
+    places = {row["the neuron"]: row["log10 of the ratio"] for row in text["places"]}
+    assert places["zero at the first token alone"] > 3
+    assert places["zero everywhere but at the first token"] < 0.05
+    assert places["its mean of each: first token, others"] < 0.05
+    random = [row for row in text["against other rankings"] if row["search"].startswith("random")]
+    assert [row["k*"] for row in random] == [None] * 3
 
 
 def test_the_prose_says_what_was_found_besides():

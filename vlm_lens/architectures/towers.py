@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlm_lens.architectures import model_types
 from vlm_lens.architectures.base import Architecture, StackPaths
 from vlm_lens.geometry import class_token_layout, patch_layout, siglip2_layout
 
@@ -28,6 +29,7 @@ def _siglip(model_class: str, layout: Any) -> Architecture:
             config="",
             start="encoder",
             blocks="encoder.layers",
+            block=model_types.CLIP,
             ln_final="post_layernorm",
             output="post_layernorm",
         ),
@@ -38,13 +40,23 @@ def _siglip(model_class: str, layout: Any) -> Architecture:
 DINOV2 = Architecture(
     model_class="Dinov2Model",
     vision_encoder=StackPaths(
-        config="", blocks="encoder.layer", ln_final="layernorm", output="layernorm"
+        config="",
+        blocks="encoder.layer",
+        block=model_types.DINOV2,
+        ln_final="layernorm",
+        output="layernorm",
     ),
     layout=class_token_layout,
 )
 DINOV3 = Architecture(
     model_class="DINOv3ViTModel",
-    vision_encoder=StackPaths(config="", blocks="model.layer", ln_final="norm", output="norm"),
+    vision_encoder=StackPaths(
+        config="",
+        blocks="model.layer",
+        block=model_types.DINOV3,
+        ln_final="norm",
+        output="norm",
+    ),
     layout=class_token_layout,
 )
 
@@ -55,6 +67,7 @@ def _vit(model_class: str, inside: str) -> Architecture:
         vision_encoder=StackPaths(
             config="",
             blocks=f"{inside}layers",
+            block=model_types.VIT,
             ln_final=f"{inside}layernorm",
             output=f"{inside}layernorm",
         ),
