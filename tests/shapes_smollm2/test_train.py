@@ -94,6 +94,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path):
     )
 
 
+def test_a_run_can_begin_with_what_another_one_shipped(learner: Learner):
+    shipped = {name: torch.full_like(weight, 0.5) for name, weight in learner.release().items()}
+    other = Learner(SHORT)
+    other.begin_with(shipped)
+    assert all(bool((other.weights[name] == 0.5).all()) for name in shipped)
+
+
 def test_the_learning_rate_rises_stays_and_falls():
     recipe = Recipe(steps=100, warmup=10, falling=0.5, lr=1.0)
     rates = [train.learning_rate(step, recipe) for step in range(100)]

@@ -156,6 +156,11 @@ class Learner:
             if state:
                 self.optimizer.state[weight] = state
 
+    def begin_with(self, shipped: dict[str, Tensor]) -> None:
+        """Begins with what `release` gave, of an earlier run."""
+        for name, weight in shipped.items():
+            self.weights[name].data.copy_(weight)
+
     def release(self) -> dict[str, Tensor]:
         """What ships: connector and adapters, in half precision."""
         shipped = {n: w for n, w in self.weights.items() if not n.startswith("namer.")}
@@ -360,6 +365,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lr", type=float, default=Recipe.lr)
+    first = "connector to begin with, in place of the lesson about words (default: none)"
+    parser.add_argument("--begin", type=Path, default=None, help=first)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
@@ -370,6 +377,8 @@ def main() -> None:
         learner.restore(kept)
         start = int(kept["step"])
         log.info("going on after step %d", start)
+    elif options.begin is not None:
+        learner.begin_with(load_file(options.begin))
     else:
         teach_words(learner, recipe)
     train(learner, recipe, options.out, start=start)
