@@ -15,12 +15,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from benchmarks.findings_one_neuron import ONE, compared, run
 from benchmarks.findings_tables import SEEDS, Row
 from vlm_lens import HookedVLM, Neuron, NeuronSet, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
 from vlm_lens.analyses.comparison import Comparison
+from vlm_lens.inputs import Inputs
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
+from vlm_lens.shapes_smollm2.build import IMAGE_END, IMAGE_START
 
 STORED = Path(__file__).with_name("findings_vlm.json")
 MODEL = "shapes-smollm2"
@@ -38,6 +44,10 @@ OPTIONS: dict[str, Any] = {
     "max_new_tokens": 6,
 }
 SETTINGS = {"samples": N_SAMPLES, "asked": N_ASKED, "collapse": str(COLLAPSE), "max_k": 1024}
+
+
+Edit = Callable[[Inputs], Sequence[Any]]
+"""Makes the hooks for a batch of prompts."""
 
 
 class Study:
@@ -61,16 +71,15 @@ class Study:
         """The ranking against others."""
         return critical_tables.against_baselines(*self.first, **OPTIONS)
 
-    def right(self, neurons: NeuronSet | None = None) -> dict[str, int]:
-        """How many of the questions of each type are answered as expected."""
-        hooks = [] if neurons is None else neurons.ablate("zero")
+    def right(self, edit: Edit = lambda _: []) -> dict[str, int]:
+        """How many of the questions of each type are answered as expected, with hooks set."""
         counts: dict[str, int] = {}
         for start in range(0, len(self.asked), 35):
             some = self.asked[start : start + 35]
             inputs = self.model.prepare(
                 images=[one.images[0] for one in some], text=[one.text for one in some]
             )
-            with self.model.hooks(hooks):
+            with self.model.hooks(edit(inputs)):
                 given = self.model.generate(inputs, max_new_tokens=6, do_sample=False)
             for one, answer in zip(some, given, strict=True):
                 counts[str(one.category)] = counts.get(str(one.category), 0) + (
@@ -82,14 +91,58 @@ class Study:
 def answers(study: Study) -> list[Row]:
     """Right answers of each type, with everything in place and without some neurons."""
     rows = [{"set to zero": "nothing", **study.right()}]
-    rows.append({"set to zero": "the one neuron", **study.right(NeuronSet([ONE]))})
+    rows.append({"set to zero": "the one neuron", **study.right(_zero(NeuronSet([ONE])))})
     for title, part in (("language model", "blocks."), ("encoder", "vision_encoder.blocks.")):
         for seed in SEEDS:
             drawn = _random(study, part, seed=seed)
             rows.append(
-                {"set to zero": f"100 random of the {title}, seed {seed}", **study.right(drawn)}
+                {
+                    "set to zero": f"100 random of the {title}, seed {seed}",
+                    **study.right(_zero(drawn)),
+                }
             )
     return rows
+
+
+def _zero(neurons: NeuronSet) -> Edit:
+    return lambda _: neurons.ablate("zero")
+
+
+def places(study: Study) -> list[Row]:
+    """Right answers with the one neuron at zero at some positions of the prompt alone."""
+    ids = study.model.tokenizer.convert_tokens_to_ids
+    where: dict[str, Callable[[Inputs], Tensor]] = {
+        "the first token": lambda x: x.attention_mask.cumsum(1) * x.attention_mask == 1,
+        "`<img>`": lambda x: x.input_ids == ids(IMAGE_START),
+        "`</img>`": lambda x: x.input_ids == ids(IMAGE_END),
+        "the image": lambda x: x.positions_mask("image"),
+        "the question": lambda x: x.positions_mask("text"),
+    }
+    rows: list[Row] = [{"zero at": "no position", "value there": None, **study.right()}]
+    for title, mask in where.items():
+        row = {"zero at": title, "value there": _value(study, mask)}
+        rows.append({**row, **study.right(lambda x, mask=mask: [(ONE.name, _zero_at(mask(x)))])})
+    return rows
+
+
+def _zero_at(mask: Bool[Tensor, "batch pos"]) -> Callable[..., Tensor | None]:
+    def write(tensor: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
+        if tensor.shape[:2] != mask.shape:  # a step that generates
+            return None
+        tensor = tensor.clone()
+        tensor[..., ONE.index] = tensor[..., ONE.index].masked_fill(mask, 0.0)
+        return tensor
+
+    return write
+
+
+def _value(study: Study, mask: Callable[[Inputs], Tensor]) -> float:
+    """The neuron's mean at these positions."""
+    some = study.samples
+    inputs = study.model.prepare(images=[s.images[0] for s in some], text=[s.text for s in some])
+    with torch.no_grad():
+        _, cache = study.model.run_with_cache(inputs, names_filter=ONE.name)
+    return float(cache[ONE.name][..., ONE.index][mask(inputs)].mean())
 
 
 def _random(study: Study, part: str, *, seed: int) -> NeuronSet:
@@ -152,6 +205,7 @@ def artefacts(study: Study) -> list[Row]:
 
 TABLES: dict[str, Callable[[Study], list[Row]]] = {
     "answers": answers,
+    "places": places,
     "methods": methods,
     "by component": by_component,
     "by matrix": by_matrix,

@@ -53,7 +53,7 @@ def test_the_findings_on_the_real_model_are_those_last_measured():
         assert list(tables) == list(measured.TABLES)
         known |= {findings.markdown(rows): title for title, rows in tables.items()}
     shown = [known.get(table, table) for table in _tables(_section(ONE_NEURON))]
-    vlm = ["answers", "methods", "by component", "by matrix"]
+    vlm = ["answers", "methods", "by component", "by matrix", "places"]
     assert shown == [*vlm, "by text", "against artefacts", "places"]
 
 
@@ -73,6 +73,10 @@ def test_the_real_model_collapses_without_one_neuron_and_its_controls_do_not():
     assert places["zero at the first token alone"] > 3
     assert places["zero everywhere but at the first token"] < 0.05
     assert places["its mean of each: first token, others"] < 0.05
+    somewhere = {row["zero at"]: sum(row[kind] for kind in kinds) for row in vlm["places"]}
+    assert max(somewhere["the first token"], somewhere["`<img>`"]) <= 1
+    others = ("`</img>`", "the image", "the question")
+    assert min(somewhere[place] for place in others) > 0.95 * somewhere["no position"]
     random = [row for row in text["against other rankings"] if row["search"].startswith("random")]
     assert [row["k*"] for row in random] == [None] * 3
 
