@@ -29,6 +29,7 @@ def prepare_pictures(processor: Any, config: Any, *, images: Any, layout: Layout
         OSError: An image file does not exist; see `load_image`.
 
     Example:
+        >>> from PIL import Image
         >>> from transformers import CLIPImageProcessorPil, CLIPVisionConfig
         >>> from vlm_lens.geometry import class_token_layout
         >>> inputs = prepare_pictures(

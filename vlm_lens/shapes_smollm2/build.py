@@ -151,8 +151,9 @@ def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights whose names begin with a prefix, without it.
 
     Example:
-        >>> under("a.", {"a.x": 1, "b.x": 2})
-        {'x': 1}
+        >>> import torch
+        >>> list(under("a.", {"a.x": torch.zeros(1), "b.x": torch.zeros(1)}))
+        ['x']
     """
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
