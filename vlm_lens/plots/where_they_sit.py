@@ -126,7 +126,9 @@ def _grids(
         neurons, what = found.neurons, "critical"
         known = {**found.ranking.sizes, **found.sizes, **sizes}
         matrices = {**found.matrices, **matrices}
-        heading = f"{found.method}: where the {len(neurons):,} critical neurons sit"
+        one = "critical neuron sits"
+        many = f"{len(neurons):,} critical neurons sit"
+        heading = f"{found.method}: where the {one if len(neurons) == 1 else many}"
         if found.k is None:
             heading = f"{found.method}: no collapse within {found.curve[-1].k:,} neurons"
     table = places(neurons, sizes=known, matrices=matrices)
