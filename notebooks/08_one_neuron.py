@@ -3,7 +3,7 @@
 #
 # Notebook 3 looked for a handful of neurons that a model cannot do without, and found none: the
 # bundled model is too small for one. This notebook asks the same of a language model that people
-# trained on trillions of words, SmolLM2-135M. It is small enough for a laptop, and comes from a
+# trained on real text, SmolLM2-135M. It is small enough for a laptop, and comes from a
 # package: one command, which the next cell says if it is missing.
 #
 # The papers that claim such neurons (CAN and PCICN, see notebook 3) call them *critical*. Whether

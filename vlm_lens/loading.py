@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from vlm_lens import shapes_smollm2
 from vlm_lens.architectures import architecture_of
 from vlm_lens.architectures.checks import check_model_types
 from vlm_lens.by_name import check_hub_answers, is_folder
@@ -27,8 +28,6 @@ from vlm_lens.processors import load_processor
 from vlm_lens.whole_file import is_full
 
 BUNDLED = "shapes-llava"
-SHAPES_SMOLLM2 = "shapes-smollm2"
-"""The name of the bundled model that needs the package of SmolLM2."""
 _OUR_OPTIONS = ("dtype", "device", "default_prepend_bos")
 
 
@@ -61,7 +60,7 @@ def load_model_and_processor(
             f"Expected device or device_map, got both ({device!r} and {kwargs['device_map']!r}): "
             "a device map says for each part of the model where it goes."
         )
-    if str(name) == SHAPES_SMOLLM2:
+    if str(name) == shapes_smollm2.NAME:
         return _put_together(dtype=dtype, device=device, **kwargs)
     gguf_file = kwargs.pop("gguf_file", None)
     if str(name) == SMOLLM2:

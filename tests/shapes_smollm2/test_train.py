@@ -94,6 +94,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path):
     )
 
 
+def test_a_run_with_another_seed_is_not_gone_on_with(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train.keep(learner, tmp_path, 1, seed=3)
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        train.main()
+
+
 def test_a_run_can_begin_with_what_another_one_shipped(learner: Learner):
     shipped = {name: torch.full_like(weight, 0.5) for name, weight in learner.release().items()}
     other = Learner(SHORT)

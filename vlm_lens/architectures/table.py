@@ -74,13 +74,13 @@ def markdown() -> str:
         if "-" in (encoder, text):
             continue
         tower = _code(encoder) + ("" if qformer == "-" else ", Q-Former")
-        towers, _, texts = merged.setdefault(name, ([], projector, []))
-        towers.append(tower)
+        encoders, _, texts = merged.setdefault(name, ([], projector, []))
+        encoders.append(tower)
         texts.append(_code(text))
     lines = ["| class | encoder | projector | text model |", "| --- | --- | --- | --- |"]
-    for name, (towers, projector, texts) in merged.items():
+    for name, (encoders, projector, texts) in merged.items():
         short = name.removesuffix("ForConditionalGeneration")
-        tower, text = (", ".join(dict.fromkeys(cells)) for cells in (towers, texts))
+        tower, text = (", ".join(dict.fromkeys(cells)) for cells in (encoders, texts))
         lines.append(f"| `{short}` | {tower} | {projector} | {text} |")
     return "\n".join(lines)
 

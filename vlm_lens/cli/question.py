@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens import shapes_smollm2
 from vlm_lens.cli.checks import InputError
 from vlm_lens.cli.values import path
 
@@ -52,7 +53,7 @@ def read_question(arguments: argparse.Namespace, *, bundled: int) -> tuple[Image
     if arguments.image is not None:
         return load_image(arguments.image), arguments.question
     sample = load_imagefolder(IMAGES, n=bundled + 1)[bundled]
-    if arguments.model == "shapes-smollm2":
+    if arguments.model == shapes_smollm2.NAME:
         from vlm_lens.shapes_smollm2.world import in_english
 
         sample = in_english(sample)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_lens import shapes_smollm2
 from vlm_lens.cli.checks import InputError, check_device, reading_input
 from vlm_lens.cli.threads import fit_threads
 from vlm_lens.cli.values import named
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 BUNDLED = "shapes-llava"
 """The name of the bundled model, and of the world that it was trained on."""
 
-WORLDS = (BUNDLED, "shapes-smollm2")
+WORLDS = (BUNDLED, shapes_smollm2.NAME)
 """Models that have a world of this name, in their own words."""
 
 TASKS = ("image", "caption", "text")

@@ -86,7 +86,12 @@ def pack(items: Sequence[PackedItem]) -> Packed:
 
 def packed_loss(logits: Float[Tensor, "batch pos vocab"], packed: Packed) -> Float[Tensor, ""]:
     """Weighted mean of the cross-entropy over the answer tokens of all questions."""
+    return answer_loss(logits[packed.targets >= 0], packed)
+
+
+def answer_loss(logits: Float[Tensor, "answer vocab"], packed: Packed) -> Float[Tensor, ""]:
+    """The same, of logits that were computed only where an answer's token is predicted."""
     chosen = packed.targets >= 0
-    losses = cross_entropy(logits[chosen], packed.targets[chosen], reduction="none")
+    losses = cross_entropy(logits, packed.targets[chosen], reduction="none")
     weights = packed.weights[chosen]
     return (losses * weights).sum() / weights.sum()

@@ -7,8 +7,8 @@ adapters on the language model's attention, to have questions about images answe
 scenes that are told in words are asked too.
 
 All questions of a scene share one sequence, in which they cannot see each other (see
-`shapes_llava/pack.py`). A run that was stopped goes on where it was when the same command is given
-again; the scenes of a step depend on the seed and the step alone.
+`shapes_llava/pack.py`). A run that was stopped goes on after the last step that was kept when the
+same command is given again; the scenes of a step depend on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from vlm_lens.shapes_llava.build import normalize
 from vlm_lens.shapes_llava.draw import draw_images, locate_objects
 from vlm_lens.shapes_llava.naming import Namer, find_asked, label_object
-from vlm_lens.shapes_llava.pack import Packed, PackedItem, pack
+from vlm_lens.shapes_llava.pack import Packed, answer_loss, pack
 from vlm_lens.shapes_llava.questions import Question, ask, describe, tell
 from vlm_lens.shapes_llava.scenes import Scene, sample_scene
-from vlm_lens.shapes_smollm2.adapters import LowRank, add_adapters
+from vlm_lens.shapes_llava.train import Lesson
+from vlm_lens.shapes_smollm2.adapters import add_adapters
 from vlm_lens.shapes_smollm2.build import (
     CONNECTOR,
     IMAGE,
@@ -68,6 +68,8 @@ DESCRIBED_SHARE = 0.25
 """The share of scenes that are described, too."""
 DIGIT_SHARE = 0.5
 """More digits than in the held-out scenes: they are the hardest objects to tell apart."""
+SHOWN_FRACTION = 0.05
+"""An image token shows an object that covers more of it than this."""
 NAMING_LAYER = 12
 """After how many of its layers the language model is to name what its words are about."""
 TOLD_WEIGHT = 0.5
@@ -106,8 +108,8 @@ class Learner:
 
     Attributes:
         model: the model, frozen but for its connector and adapters.
-        adapters: the adapters on its language model's attention.
         namer: names what words are about; thrown away afterwards.
+        weights: all that is trained, by name.
         optimizer: of all that is trained.
     """
 
@@ -118,12 +120,12 @@ class Learner:
         self.tokenizer: Any = build_tokenizer()
         text = self.model.model.language_model
         text.layers.to(torch.bfloat16)  # what the layers compute with, while they are frozen
-        self.adapters: dict[str, LowRank] = add_adapters(text.layers, rank=recipe.rank)
-        self.connector: nn.Module = self.model.model.multi_modal_projector.requires_grad_()
+        adapters = add_adapters(text.layers, rank=recipe.rank)
+        connector = self.model.model.multi_modal_projector.requires_grad_()
         self.namer = Namer(text.config.hidden_size)
-        self.trained = nn.ModuleDict({"connector": self.connector, "namer": self.namer})
-        weights = dict(self.trained.named_parameters())
-        for name, adapter in self.adapters.items():
+        trained = nn.ModuleDict({"connector": connector, "namer": self.namer})
+        weights = dict(trained.named_parameters())
+        for name, adapter in adapters.items():
             weights |= {f"adapters.{name}.a": adapter.a, f"adapters.{name}.b": adapter.b}
         self.weights = weights
         self.optimizer = torch.optim.AdamW(
@@ -170,19 +172,6 @@ class Learner:
 # What a scene teaches
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """One sequence: a prefix with the questions about it.
-
-    Attributes:
-        item: the sequence as token ids.
-        mentions: positions that are about one object, with its `label_object`.
-    """
-
-    item: PackedItem
-    mentions: list[tuple[int, tuple[int, int, int]]]
-
-
 def ask_all(rng: Random, scene: Scene) -> list[Question]:
     """One question per entry of `CATEGORIES`, less those that the scene does not allow."""
     asked = [ask(rng, category, scene) for category in CATEGORIES]
@@ -222,7 +211,7 @@ def told_lesson(tokenizer: Any, scene: Scene, rng: Random) -> Lesson:
 
 
 def word_targets(learner: Learner, scenes: Sequence[Scene]) -> Float[Tensor, "batch tokens d"]:
-    """For each image token, the summed word embeddings of what it shows, by how much it shows."""
+    """For each image token, the summed word embeddings of each object that it shows."""
     embed = learner.model.model.language_model.embed_tokens
     side = int(IMAGE_TOKENS**0.5)
     targets = torch.zeros(len(scenes), IMAGE_TOKENS, embed.weight.shape[1])
@@ -232,7 +221,9 @@ def word_targets(learner: Learner, scenes: Sequence[Scene]) -> Float[Tensor, "ba
             shown = shown.reshape(side, MERGED, side, MERGED).mean((1, 3)).flatten()
             color, name, place = thing.color, thing.name, thing.phrase.rpartition(" at the ")[2]
             ids = learner.tokenizer(f" {color} {name} {place}").input_ids
-            targets[row] += (shown > 0.05)[:, None] * embed.weight[torch.tensor(ids)].sum(0)
+            targets[row] += (shown > SHOWN_FRACTION)[:, None] * embed.weight[torch.tensor(ids)].sum(
+                0
+            )
     return targets
 
 
@@ -266,7 +257,9 @@ def lesson_losses(
     rows, positions, labels = (torch.tensor(column) for column in zip(*mentions, strict=True))
     return {
         "words": learner.namer.loss(kept[0].float()[rows, positions], labels),
-        "answers": answer_loss(states.float(), packed, text.embed_tokens.weight),
+        "answers": answer_loss(
+            states[packed.targets >= 0].float() @ text.embed_tokens.weight.T, packed
+        ),
     }
 
 
@@ -274,17 +267,6 @@ def added_mask(packed: Packed) -> Float[Tensor, "batch 1 pos pos"]:
     """What is added to the scores: eager attention takes no mask of True and False."""
     hidden = torch.finfo(torch.float32).min
     return torch.zeros(packed.attention_mask.shape).masked_fill(~packed.attention_mask, hidden)
-
-
-def answer_loss(
-    states: Float[Tensor, "batch pos d"], packed: Packed, unembed: Float[Tensor, "vocab d"]
-) -> Float[Tensor, ""]:
-    """As `packed_loss`, but logits are computed only where an answer's token is predicted."""
-    chosen = packed.targets >= 0
-    logits = states[chosen] @ unembed.T
-    losses = cross_entropy(logits, packed.targets[chosen], reduction="none")
-    weights = packed.weights[chosen]
-    return (losses * weights).sum() / weights.sum()
 
 
 @contextmanager
@@ -347,14 +329,15 @@ def train(
             pace = (time.perf_counter() - began) / (step + 1 - start)
             log.info("step %d/%d, %.2f s each: %s", step + 1, recipe.steps, pace, shown)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == end:
-            keep(learner, out, step + 1)
+            keep(learner, out, step + 1, seed=recipe.seed)
 
 
-def keep(learner: Learner, out: Path, step: int) -> None:
+def keep(learner: Learner, out: Path, step: int, *, seed: int) -> None:
     """Writes what ships, and what a later process needs to go on."""
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / CONNECTOR.name, save(learner.release()))
-    replace_file(out / STATE, save(learner.state() | {"step": torch.tensor(step)}))
+    counts = {"step": torch.tensor(step), "seed": torch.tensor(seed)}
+    replace_file(out / STATE, save(learner.state() | counts))
 
 
 def main() -> None:
@@ -374,6 +357,8 @@ def main() -> None:
     learner, start = Learner(recipe), 0
     if (options.out / STATE).is_file():
         kept = load_file(options.out / STATE)
+        if int(kept["seed"]) != recipe.seed:
+            parser.error(f"{options.out} has a run with --seed {int(kept['seed'])}: go on with it")
         learner.restore(kept)
         start = int(kept["step"])
         log.info("going on after step %d", start)
