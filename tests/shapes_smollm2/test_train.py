@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,9 +13,13 @@ from safetensors.torch import load_file
 from tests.shapes_smollm2.conftest import needs_smollm2
 from vlm_lens.shapes_llava.build import normalize
 from vlm_lens.shapes_llava.draw import draw_images
+from vlm_lens.shapes_llava.naming import label_object
+from vlm_lens.shapes_llava.questions import Question
 from vlm_lens.shapes_llava.scenes import sample_scene
 from vlm_lens.shapes_smollm2 import train
 from vlm_lens.shapes_smollm2.build import build_model
+from vlm_lens.shapes_smollm2.comparing import Comparer, compare
+from vlm_lens.shapes_smollm2.lessons import ask_all, image_lesson
 from vlm_lens.shapes_smollm2.train import Learner, Recipe
 
 pytestmark = [
@@ -32,7 +37,7 @@ def learner() -> Learner:
 def test_a_packed_scene_has_the_losses_of_its_questions_one_by_one(learner: Learner):
     rng = Random(0)
     scene = sample_scene(rng)
-    lesson = train.image_lesson(learner.tokenizer, scene, rng)
+    lesson = image_lesson(learner.tokenizer, scene, ask_all(rng, scene, relations=3, others=8))
     pixels = normalize(draw_images([scene]))
     with torch.no_grad():
         packed = train.lesson_losses(learner, [lesson], pixels)["answers"]
@@ -52,15 +57,48 @@ def test_a_packed_scene_has_the_losses_of_its_questions_one_by_one(learner: Lear
 def test_mentions_are_where_it_is_clear_what_is_asked_about(learner: Learner):
     rng = Random(1)
     scene = sample_scene(rng, n_objects=3)
-    lesson = train.image_lesson(learner.tokenizer, scene, rng)
+    lesson = image_lesson(learner.tokenizer, scene, ask_all(rng, scene, relations=3, others=8))
     prefix, pairs = lesson.item
     tokens = [*prefix, *(token for pair in pairs for part in pair for token in part)]
-    labels = {train.label_object(thing): thing for thing in scene.objects}
+    labels = {label_object(thing): thing for thing in scene.objects}
     assert lesson.mentions
     for position, label in lesson.mentions:
         assert label in labels
         word = learner.tokenizer.decode([tokens[position]]).strip()
         assert word in {"?", "Answer", ":", *"0123456789"} | set(" ".join(pieces_of(scene)).split())
+
+
+def test_the_end_of_a_question_about_a_relation_compares_its_objects(learner: Learner):
+    scene = sample_scene(Random(2), n_objects=2)
+    first, second = scene.objects  # in raster order, so the first one is not below the other
+    text = f"is the {first.color} {first.name} above the {second.color} {second.name} ?"
+    question = Question("relation", text, "yes", (0, 1))
+    lesson = image_lesson(learner.tokenizer, scene, [question])
+    prefix, [(asked, _)] = lesson.item
+    columns = 1 + (first.column > second.column) - (first.column < second.column)
+    rows = 0 if first.row < second.row else 1
+    ends = [len(prefix) + len(asked) - back for back in (3, 2, 1)]  # "?", " Answer", ":"
+    assert lesson.compared == [(end, (columns, rows)) for end in ends]
+    back = Question("relation", text, "no", (1, 0))
+    assert image_lesson(learner.tokenizer, scene, [back]).compared[0][1] == (2 - columns, 2 - rows)
+
+
+def test_a_head_that_compares_learns_from_places(learner: Learner):
+    rng = Random(0)
+    scenes = [sample_scene(rng, n_objects=2).objects for _ in range(300)]
+    labels = torch.tensor([compare(*pair) for pair in scenes])
+    places = torch.tensor([[thing.row, thing.column] for pair in scenes for thing in pair])
+    states = torch.nn.functional.one_hot(places, 3).float().reshape(300, 12)
+    torch.manual_seed(0)
+    comparer = Comparer(12)
+    optimizer = torch.optim.Adam(comparer.parameters(), lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = comparer.loss(states, labels)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.6  # and 2.2 where nothing is known
+    assert comparer.loss(states[:0], labels[:0]) == 0
 
 
 def pieces_of(scene) -> list[str]:
@@ -108,6 +146,22 @@ def test_a_run_can_begin_with_what_another_one_shipped(learner: Learner):
     other = Learner(SHORT)
     other.begin_with(shipped)
     assert all(bool((other.weights[name] == 0.5).all()) for name in shipped)
+
+
+def test_layers_before_the_first_that_is_trained_stay_as_they_are():
+    recipe = replace(SHORT, from_layer=28, dtype=torch.float32)
+    learner = Learner(recipe)
+    before = {name: weight.detach().clone() for name, weight in learner.weights.items()}
+    for step in range(2):  # an adapter's second half is zero at first: nothing reaches the first
+        found = train.losses(learner, Random(step), recipe)
+        train.update(learner, torch.stack(list(found.values())).sum(), 1e-3, recipe)
+    changed = {name for name, weight in learner.weights.items() if not before[name].equal(weight)}
+    adapters = [f"adapters.{layer}.{p}_proj" for layer in (28, 29) for p in "qkvo"]
+    heads = [f"namer.heads.{index}" for index in range(3)] + [
+        f"comparer.heads.{index}" for index in range(2)
+    ]
+    expected = {f"{name}.{part}" for name in adapters for part in "ab"}
+    assert changed == expected | {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
 
 
 def test_the_learning_rate_rises_stays_and_falls():

@@ -6,51 +6,50 @@ token, the sum of the word embeddings of what it shows; then it learns, together
 adapters on the language model's attention, to have questions about images answered. Questions about
 scenes that are told in words are asked too.
 
-All questions of a scene share one sequence, in which they cannot see each other (see
-`shapes_llava/pack.py`). A run that was stopped goes on after the last step that was kept when the
-same command is given again; the scenes of a step depend on the seed and the step alone.
+A run that was stopped goes on after the last step that was kept when the same command is given
+again; the scenes of a step depend on the seed and the step alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vlm_lens.shapes_llava.build import normalize
 from vlm_lens.shapes_llava.draw import draw_images, locate_objects
-from vlm_lens.shapes_llava.naming import Namer, find_asked, label_object
+from vlm_lens.shapes_llava.naming import Namer
 from vlm_lens.shapes_llava.pack import Packed, answer_loss, pack
-from vlm_lens.shapes_llava.questions import Question, ask, describe, tell
+from vlm_lens.shapes_llava.questions import tell
 from vlm_lens.shapes_llava.scenes import Scene, sample_scene
-from vlm_lens.shapes_llava.train import Lesson
 from vlm_lens.shapes_smollm2.adapters import add_adapters
 from vlm_lens.shapes_smollm2.build import (
     CONNECTOR,
-    IMAGE,
-    IMAGE_END,
-    IMAGE_START,
     IMAGE_TOKENS,
     MERGED,
     build_model,
     build_tokenizer,
 )
-from vlm_lens.shapes_smollm2.english import (
-    ANSWER,
-    answer_in_english,
-    pieces,
-    scene_in_english,
+from vlm_lens.shapes_smollm2.comparing import Comparer
+from vlm_lens.shapes_smollm2.lessons import (
+    CATEGORIES,
+    PairLesson,
+    ask_all,
+    image_lesson,
+    told_lesson,
 )
 from vlm_lens.whole_file import replace_file
 
@@ -59,19 +58,13 @@ log = logging.getLogger(__name__)
 STATE = "state.safetensors"
 """What a run needs to go on, beside the connector that it has trained so far."""
 
-CATEGORIES = (
-    *("color", "shape", "digit", "place", "count", "count", "existence", "existence"),
-    *["relation"] * 3,
-)
-"""What is asked about every scene, where it allows it."""
-DESCRIBED_SHARE = 0.25
-"""The share of scenes that are described, too."""
 DIGIT_SHARE = 0.5
 """More digits than in the held-out scenes: they are the hardest objects to tell apart."""
 SHOWN_FRACTION = 0.05
 """An image token shows an object that covers more of it than this."""
-NAMING_LAYER = 12
-"""After how many of its layers the language model is to name what its words are about."""
+NAMING_LAYER, COMPARING_LAYER = 12, 18
+"""After how many of its layers the language model is to name what its words are about, and after
+how many to compare the two that a question is about."""
 TOLD_WEIGHT = 0.5
 """Told scenes are easier: they count less."""
 LOG_EVERY, SAVE_EVERY = 20, 100
@@ -87,6 +80,11 @@ class Recipe:
         falling: the share of the steps, at the end, in which the learning rate falls to zero.
         images: scenes drawn for a step.
         tales: scenes told in words for a step.
+        relations: questions about relations, for each scene.
+        others: other questions, for each scene.
+        from_layer: what comes before this layer of the language model stays as it is.
+        dtype: what the language model's layers compute with. A CPU that has instructions for
+            bfloat16 is three times as fast with it, and any other four times as slow.
     """
 
     seed: int = 0
@@ -96,11 +94,15 @@ class Recipe:
     warmup: int = 50
     images: int = 7
     tales: int = 2
+    relations: int = 3
+    others: int = len(CATEGORIES)
+    from_layer: int = 0
     rank: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
+    dtype: torch.dtype = torch.bfloat16
 
 
 class Learner:
@@ -108,7 +110,9 @@ class Learner:
 
     Attributes:
         model: the model, frozen but for its connector and adapters.
+        autocast: what its layers compute within.
         namer: names what words are about; thrown away afterwards.
+        comparer: compares the two objects of a question; thrown away afterwards.
         weights: all that is trained, by name.
         optimizer: of all that is trained.
     """
@@ -119,15 +123,22 @@ class Learner:
         self.model.set_attn_implementation("eager")  # the fastest on a CPU, with masks like these
         self.tokenizer: Any = build_tokenizer()
         text = self.model.model.language_model
-        text.layers.to(torch.bfloat16)  # what the layers compute with, while they are frozen
+        text.layers.to(recipe.dtype)
+        self.autocast = partial(
+            torch.autocast, "cpu", recipe.dtype, enabled=recipe.dtype != torch.float32
+        )
         adapters = add_adapters(text.layers, rank=recipe.rank)
         connector = self.model.model.multi_modal_projector.requires_grad_()
         self.namer = Namer(text.config.hidden_size)
-        trained = nn.ModuleDict({"connector": connector, "namer": self.namer})
+        self.comparer = Comparer(text.config.hidden_size)
+        heads = {"namer": self.namer, "comparer": self.comparer}
+        trained = nn.ModuleDict({"connector": connector, **heads})
         weights = dict(trained.named_parameters())
         for name, adapter in adapters.items():
             weights |= {f"adapters.{name}.a": adapter.a, f"adapters.{name}.b": adapter.b}
         self.weights = weights
+        for name, weight in weights.items():
+            weight.requires_grad_(_depth(name) >= recipe.from_layer)
         self.optimizer = torch.optim.AdamW(
             weights.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=recipe.betas
         )
@@ -165,49 +176,18 @@ class Learner:
 
     def release(self) -> dict[str, Tensor]:
         """What ships: connector and adapters, in half precision."""
-        shipped = {n: w for n, w in self.weights.items() if not n.startswith("namer.")}
+        parts = ("connector.", "adapters.")
+        shipped = {name: w for name, w in self.weights.items() if name.startswith(parts)}
         return {name: weight.detach().half() for name, weight in shipped.items()}
 
 
 # What a scene teaches
 
 
-def ask_all(rng: Random, scene: Scene) -> list[Question]:
-    """One question per entry of `CATEGORIES`, less those that the scene does not allow."""
-    asked = [ask(rng, category, scene) for category in CATEGORIES]
-    if rng.random() < DESCRIBED_SHARE:
-        asked.append(describe(scene))
-    return [question for question in asked if question is not None]
-
-
-def make_lesson(tokenizer: Any, scene: Scene, prefix: list[int], rng: Random, gap: str) -> Lesson:
-    """A prefix, then each question with its answer; `gap` stands before a question."""
-    pairs, mentions, start = [], [], len(prefix)
-    for question in ask_all(rng, scene):
-        words = [*question.text.split(), *ANSWER]
-        written = pieces(words)
-        encoded = [tokenizer(piece).input_ids for piece in (gap + written[0], *written[1:])]
-        ends = torch.tensor([len(ids) for ids in encoded]).cumsum(0) - 1
-        answer = tokenizer(f" {answer_in_english(question.answer)}").input_ids
-        for index, thing in find_asked(words, question, scene) if "?" in words else ():
-            mentions.append((start + int(ends[index]), label_object(thing)))
-        prompt = [token for ids in encoded for token in ids]
-        pairs.append((prompt, [*answer, tokenizer.eos_token_id]))
-        start += len(prompt) + len(answer) + 1
-    return Lesson((prefix, pairs), mentions)
-
-
-def image_lesson(tokenizer: Any, scene: Scene, rng: Random) -> Lesson:
-    """The image, then its questions."""
-    ids = tokenizer.convert_tokens_to_ids
-    image = [ids(IMAGE_START), *[ids(IMAGE)] * IMAGE_TOKENS, ids(IMAGE_END)]
-    return make_lesson(tokenizer, scene, [tokenizer.bos_token_id, *image], rng, "")
-
-
-def told_lesson(tokenizer: Any, scene: Scene, rng: Random) -> Lesson:
-    """The scene told in words, then its questions."""
-    prefix = [tokenizer.bos_token_id, *tokenizer(scene_in_english(tell(rng, scene))).input_ids]
-    return make_lesson(tokenizer, scene, prefix, rng, " ")
+def _depth(name: str) -> float:
+    """Before which layer of the language model a weight counts: the heads come after all."""
+    part, index, *_ = name.split(".")
+    return {"connector": 0}.get(part, math.inf) if part != "adapters" else int(index)
 
 
 def word_targets(learner: Learner, scenes: Sequence[Scene]) -> Float[Tensor, "batch tokens d"]:
@@ -236,9 +216,9 @@ def words_loss(learner: Learner, rng: Random, *, n: int = 32) -> Float[Tensor, "
 
 
 def lesson_losses(
-    learner: Learner, lessons: Sequence[Lesson], pixels: Tensor | None
+    learner: Learner, lessons: Sequence[PairLesson], pixels: Tensor | None
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses of what words are about, and of the answers."""
+    """The losses of what words are about, of what is compared, and of the answers."""
     packed = pack([lesson.item for lesson in lessons])
     text = learner.model.model.language_model
     embedded = text.embed_tokens(packed.input_ids)
@@ -246,17 +226,18 @@ def lesson_losses(
         image = packed.input_ids == learner.model.config.image_token_id
         tokens = learner.image_tokens(pixels).flatten(0, 1)
         embedded = embedded.masked_scatter(image[..., None], tokens)
-    with torch.autocast("cpu", dtype=torch.bfloat16), _kept_after(text, NAMING_LAYER) as kept:
+    with learner.autocast(), _kept(text) as kept:
         states = text(
             inputs_embeds=embedded,
             attention_mask=added_mask(packed),
             position_ids=packed.position_ids,
             use_cache=False,
         ).last_hidden_state
-    mentions = [(row, *pair) for row, lesson in enumerate(lessons) for pair in lesson.mentions]
-    rows, positions, labels = (torch.tensor(column) for column in zip(*mentions, strict=True))
+    named = _at(kept[NAMING_LAYER], [lesson.mentions for lesson in lessons])
+    compared = _at(kept[COMPARING_LAYER], [lesson.compared for lesson in lessons])
     return {
-        "words": learner.namer.loss(kept[0].float()[rows, positions], labels),
+        "words": learner.namer.loss(*named),
+        "relations": learner.comparer.loss(*compared),
         "answers": answer_loss(
             states[packed.targets >= 0].float() @ text.embed_tokens.weight.T, packed
         ),
@@ -270,14 +251,29 @@ def added_mask(packed: Packed) -> Float[Tensor, "batch 1 pos pos"]:
 
 
 @contextmanager
-def _kept_after(text: Any, layer: int) -> Iterator[list[Tensor]]:
-    """What leaves the layer before this one, while the block lasts."""
-    kept: list[Tensor] = []
-    handle = text.layers[layer].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    try:
+def _kept(text: Any) -> Iterator[dict[int, Tensor]]:
+    """What leaves the layers before these two, while the block lasts."""
+    kept: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer in (NAMING_LAYER, COMPARING_LAYER):
+            keep = partial(_keep, kept, layer)
+            handle = text.layers[layer].register_forward_pre_hook(keep)
+            stack.callback(handle.remove)
         yield kept
-    finally:
-        handle.remove()
+
+
+def _keep(kept: dict[int, Tensor], layer: int, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+    kept[layer] = given[0]
+
+
+def _at(
+    states: Float[Tensor, "batch pos d_model"],
+    marked: Sequence[Sequence[tuple[int, tuple[int, ...]]]],
+) -> tuple[Float[Tensor, "marks d_model"], Int[Tensor, "marks labels"]]:
+    """The states at the marked positions of each row, and their labels."""
+    marks = [(row, *mark) for row, of_row in enumerate(marked) for mark in of_row]
+    rows, positions, labels = ([mark[column] for mark in marks] for column in range(3))
+    return states[rows, positions].float(), torch.tensor(labels)
 
 
 # How it is learnt
@@ -303,11 +299,18 @@ def losses(learner: Learner, rng: Random, recipe: Recipe) -> dict[str, Float[Ten
     """The losses of new scenes."""
     drawn = [sample_scene(rng, digit_share=DIGIT_SHARE) for _ in range(recipe.images)]
     told = [sample_scene(rng) for _ in range(recipe.tales)]
-    lessons = [image_lesson(learner.tokenizer, scene, rng) for scene in drawn]
+    asked = {
+        scene: ask_all(rng, scene, relations=recipe.relations, others=recipe.others)
+        for scene in (*drawn, *told)
+    }
+    lessons = [image_lesson(learner.tokenizer, scene, asked[scene]) for scene in drawn]
     seen = lesson_losses(learner, lessons, normalize(draw_images(drawn)))
     found = {f"image {name}": loss for name, loss in seen.items()}
     if told:
-        lessons = [told_lesson(learner.tokenizer, scene, rng) for scene in told]
+        tales = [(scene, tell(rng, scene)) for scene in told]
+        lessons = [
+            told_lesson(learner.tokenizer, scene, tale, asked[scene]) for scene, tale in tales
+        ]
         heard = lesson_losses(learner, lessons, None)
         found |= {f"told {name}": loss * TOLD_WEIGHT for name, loss in heard.items()}
     return found
@@ -348,12 +351,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lr", type=float, default=Recipe.lr)
+    parser.add_argument("--images", type=int, default=Recipe.images)
+    parser.add_argument("--tales", type=int, default=Recipe.tales)
+    parser.add_argument("--relations", type=int, default=Recipe.relations)
+    parser.add_argument("--others", type=int, default=Recipe.others)
+    parser.add_argument("--from-layer", type=int, default=Recipe.from_layer)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     first = "connector to begin with, in place of the lesson about words (default: none)"
     parser.add_argument("--begin", type=Path, default=None, help=first)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    recipe = Recipe(steps=options.steps, seed=options.seed, lr=options.lr)
+    given = ("steps", "seed", "lr", "images", "tales", "relations", "others", "from_layer")
+    recipe = Recipe(
+        **{name: getattr(options, name) for name in given}, dtype=getattr(torch, options.dtype)
+    )
     learner, start = Learner(recipe), 0
     if (options.out / STATE).is_file():
         kept = load_file(options.out / STATE)
