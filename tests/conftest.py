@@ -16,12 +16,18 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests import tiers  # noqa: E402
 from tests.tiny import TINY, Tiny, build_tiny  # noqa: E402
 from vlm_lens import HookedVLM  # noqa: E402
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 torch.set_num_threads(1)  # tiny models run up to 100 times slower on many
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.mark(items)
 
 
 @pytest.fixture

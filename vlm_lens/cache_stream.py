@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens.utilities import Slice, get_act_name
 
 from vlm_lens.hooks.names import canonical
+from vlm_lens.parts import decoder_for
 
 
 def _slice(given: Any) -> Slice:
@@ -159,12 +160,7 @@ class StreamCache(transformer_lens.ActivationCache):
         Raises:
             ValueError: The text model is an encoder with a decoder.
         """
-        if self.model.cfg.is_encoder_decoder:
-            raise ValueError(
-                "Expected a text model with one stream, which TransformerLens' logit lens reads, "
-                f"but that of {self.model.cfg.architecture} is an encoder with a decoder. Use "
-                "accumulated_resid(apply_ln=True) @ model.tokens_to_residual_directions(tokens)."
-            )
+        decoder_for(self.model, "TransformerLens' logit lens")
         return super().logit_lens(**kwargs)
 
     # Parts ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from transformer_lens.utilities import composition_scores
 
 from vlm_lens.lens_surface import LensSurface
 from vlm_lens.loss import next_token_loss
-from vlm_lens.parts import text_for
+from vlm_lens.parts import decoder_for, text_for
 
 _OF_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 _OF_MLP = ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")
@@ -71,11 +71,7 @@ class LensCircuits(LensSurface):
         """
         if mode not in ("Q", "K", "V"):
             raise ValueError(f"Expected mode 'Q', 'K' or 'V', got {mode!r}.")
-        if self.cfg.is_encoder_decoder:
-            raise ValueError(
-                f"Expected one residual stream, but {self.cfg.architecture} has one in its encoder "
-                "and one in its decoder, so scores of composition are not defined across them."
-            )
+        decoder_for(self, "scores of composition")
         reads = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}[mode]()
         scores: Any = composition_scores(self.OV, reads, broadcast_dims=True)
         layers = torch.arange(self.cfg.n_layers, device=scores.device)
@@ -163,12 +159,10 @@ class LensCircuits(LensSurface):
             >>> bool(model.loss_fn(model(tokens), tokens) == model(tokens, return_type="loss"))
             True
         """
-        arguments: dict[str, Any] = {
-            "input_ids" if not self.cfg.is_encoder_decoder else "decoder_input_ids": tokens
-        }
+        text = text_for(self, "a loss")
+        arguments: dict[str, Any] = {text.keyword("input_ids"): tokens}
         if attention_mask is not None:
-            side = "decoder_attention_mask" if self.cfg.is_encoder_decoder else "attention_mask"
-            arguments[side] = attention_mask
+            arguments[text.keyword("attention_mask")] = attention_mask
         return next_token_loss(logits, arguments, tokens, self.cfg, per_token=per_token)
 
 

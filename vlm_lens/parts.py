@@ -10,6 +10,7 @@ from torch import nn
 
 from vlm_lens.architectures import Architecture
 from vlm_lens.hooks import ArchitectureError, Place, Tap
+from vlm_lens.inputs import Inputs
 
 Kind = Literal["tower", "connector", "text"]
 _KINDS: dict[str, Kind] = {
@@ -91,6 +92,22 @@ class Text:
         """What its hook names start with: nothing, or ``decoder.``."""
         return "decoder." if self.has_encoder else ""
 
+    def keyword(self, name: str) -> str:
+        """What a forward calls the tokens that are predicted, and all about them.
+
+        Args:
+            name: ``"input_ids"`` or ``"attention_mask"``: that of a model without an encoder.
+        """
+        return f"decoder_{name}" if self.has_encoder else name
+
+    def n_before(self, prompts: Inputs) -> int:
+        """How many of the tokens that `generate` returns come before an answer.
+
+        Args:
+            prompts: What it is given: all of it, or beside an encoder the start token alone.
+        """
+        return 1 if self.has_encoder else prompts.shape[1]
+
 
 def find_text(hf_model: nn.Module, architecture: Architecture, stack: Any) -> Text | None:
     """The language model of a model, by the record of its family; None where it has none.
@@ -142,3 +159,23 @@ def text_for(model: Any, what: str) -> Text:
             "tower alone, which writes no text."
         )
     return model.text
+
+
+def decoder_for(model: Any, what: str) -> Text:
+    """The language model of a `HookedVLM`, for something that needs one stream, in a decoder.
+
+    Args:
+        model: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ArchitectureError: The model is a tower alone.
+        ValueError: Its text model has an encoder too.
+    """
+    text = text_for(model, what)
+    if text.has_encoder:
+        raise ValueError(
+            f"Expected a decoder alone for {what}, but the text model of this "
+            f"{model.cfg.architecture} is an encoder with a decoder, which has two streams."
+        )
+    return text

@@ -74,7 +74,7 @@ def test_every_family_has_states(name: str):
         assert vectors.shape[1] == len(states.names)
         assert vectors.isfinite().all()
     if model.cfg.is_encoder_decoder:
-        with pytest.raises(ValueError, match="expected a decoder"):
+        with pytest.raises(ValueError, match="is an encoder with a decoder"):
             last_token_attention(model, given)
         return
     attention = last_token_attention(model, given)

@@ -22,6 +22,7 @@ from transformer_lens.hook_points import HookPoint
 from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.token_kinds import Kind
 from vlm_lens.model import HookedVLM
+from vlm_lens.parts import decoder_for
 
 _AT_ONCE = 2**24
 """So many logits are computed at a time."""
@@ -128,11 +129,7 @@ def logit_lens(
         >>> lens.words(6, len(inputs.token_map[0]) - 1)[0], lens.followed["no"].shape
         ('no', torch.Size([7, 1]))
     """
-    if model.cfg.is_encoder_decoder:
-        raise ValueError(
-            f"expected a decoder, whose residual stream its unembedding reads, but the text model "
-            f"of this {model.cfg.architecture} is an encoder with a decoder"
-        )
+    decoder_for(model, "the logit lens")
     places = _places(inputs, positions, sample)
     chosen = _depths(model, depths)
     followed = {_text(model, token): _id(model, token) for token in follow}

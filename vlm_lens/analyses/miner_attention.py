@@ -30,6 +30,7 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.parts import decoder_for
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -101,11 +102,7 @@ def last_token_attention(
         >>> found.table().columns.tolist(), found.table()["modality"].tolist()
         (['modality', 'uniform', 'none'], ['text', 'special', 'image'])
     """
-    if model.cfg.is_encoder_decoder:
-        raise ValueError(
-            f"expected a decoder, whose last token reads the whole prompt, but the text model of "
-            f"this {model.cfg.architecture} is an encoder with a decoder"
-        )
+    decoder_for(model, "what its last token attends to")
     by_name = named(datasets)
     chunks = chunks_of(by_name, batch_size)
     maskings: dict[str, Masking | None] = {CLEAN: None}

@@ -17,6 +17,7 @@ from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.parts import text_for
 
 Heads = Float[Tensor, "batch pos head d_head"]
 
@@ -29,7 +30,8 @@ There are no queries and keys in layers without self-attention, as Mllama has so
 
 def reader(model: HookedVLM) -> str:
     """The component whose positions are the prompt's: the language model, or T5's encoder."""
-    return "encoder" if model.cfg.is_encoder_decoder else "language_model"
+    text = text_for(model, "the positions of a prompt")
+    return "encoder" if text.has_encoder else "language_model"
 
 
 def layer_sites(model: HookedVLM, sites: Which | NamesFilter = "act") -> list[str]:

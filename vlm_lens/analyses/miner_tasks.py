@@ -23,6 +23,7 @@ from vlm_lens.masking.replay import replay_below
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.checks import finite_number
+from vlm_lens.parts import text_for
 
 Value = Literal["zero", "min"] | int | float
 """What masked neurons become: 0, the smallest activation of their layer, or a number."""
@@ -328,7 +329,7 @@ def _answers(
             # Mllama leaves its cross-attention layers out where there is no image.
             warnings.simplefilter("ignore", HookNeverFiredWarning)
             tokens = greedy_tokens(model, inputs, max_new_tokens=max_new_tokens)
-        n_prompt = 1 if model.cfg.is_encoder_decoder else inputs.shape[1]
+        n_prompt = text_for(model, "answers").n_before(inputs)
         texts = model.tokenizer.batch_decode(tokens[:, n_prompt:], skip_special_tokens=True)
         answers[name] = [text.strip() for text in texts]
     return answers

@@ -44,6 +44,7 @@ from vlm_lens.masking import PERPLEXITY_RATIO, Criterion, Target
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.parts import decoder_for
 from vlm_lens.results import provenance
 
 DEGRADED_RATIO = 2.0
@@ -253,12 +254,7 @@ def _check(
         raise ValueError(f"expected alpha above 0, or there would be no noise, got {alpha}")
     if finite_number("threshold", threshold) < 0:
         raise ValueError(f"expected a threshold of at least 0, got {threshold}")
-    if model.cfg.is_encoder_decoder:
-        raise ValueError(
-            f"PCICN is about decoders, but the text model of this {model.cfg.architecture} is an "
-            "encoder with a decoder, whose tokens are not those that get the noise: score its "
-            "neurons by another method"
-        )
+    decoder_for(model, "PCICN")
     if model.hf_model.training:
         raise ValueError(
             "the model is in training mode, in which dropout adds noise too: call model.eval()"

@@ -147,13 +147,10 @@ def _is_file(text: str) -> bool:
 def _check_noise(model: HookedVLM, prompt: Sample | str, arguments: argparse.Namespace) -> None:
     """Refuses what noise cannot be put on."""
     from vlm_lens.analyses.noisy_runs import noisy_positions, prompt_of
+    from vlm_lens.parts import decoder_for
 
-    if model.cfg.is_encoder_decoder:
-        raise InputError(
-            f"PCICN is about decoders, but the text model of {arguments.model} is an encoder with "
-            "a decoder; try vlm-lens can"
-        )
     with reading_input():
+        decoder_for(model, "PCICN")
         noisy_positions(prompt_of(model, prompt), arguments.noise_on)
 
 

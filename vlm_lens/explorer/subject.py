@@ -16,6 +16,7 @@ from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
 from vlm_lens.masking.examples import greedy_tokens, media_tokens, with_answers
 from vlm_lens.model import HookedVLM
+from vlm_lens.parts import Text, text_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +45,26 @@ class Subject:
     @cached_property
     def token_map(self) -> TokenMap:
         """The sequence that images are in; it holds the answer too unless a decoder has it."""
-        if self.model.cfg.is_encoder_decoder:
+        if self._text.has_encoder:
             return self.prompt.token_map[0]
         return self.prompt.token_map[0].extend(self._strings(self.answer_tokens))
 
     @cached_property
     def decoder_map(self) -> TokenMap | None:
         """The sequence of a decoder beside an encoder: its start token and the answer."""
-        if not self.model.cfg.is_encoder_decoder:
+        if not self._text.has_encoder:
             return None
         special = self.prompt.token_map[0].special_tokens
         return decoder_map(self._strings(self.tokens[0]), special_tokens=special)
 
     @property
+    def _text(self) -> Text:
+        return text_for(self.model, "an answer")
+
+    @property
     def n_before(self) -> int:
         """How many of the tokens are in front of the answer."""
-        return 1 if self.model.cfg.is_encoder_decoder else self.prompt.shape[1]
+        return self._text.n_before(self.prompt)
 
     @property
     def answer_tokens(self) -> Int[Tensor, " answer"]:
@@ -152,5 +157,5 @@ def _with_answer(model: HookedVLM, inputs: Inputs, answer: str) -> Int[Tensor, "
             f"expected an answer in words, but {answer!r} holds {token!r}, which stands for an "
             "image or a sound: leave it out"
         )
-    start = inputs["decoder_input_ids"] if model.cfg.is_encoder_decoder else inputs.input_ids
+    start = inputs[text_for(model, "an answer").keyword("input_ids")]
     return torch.cat([start, torch.tensor([ids], device=start.device)], dim=1)

@@ -16,7 +16,7 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.positions import ends_of, is_answer
 from vlm_lens.loss import next_tokens
 from vlm_lens.model import HookedVLM
-from vlm_lens.parts import text_for
+from vlm_lens.parts import Text, text_for
 
 Target = Literal["own", "answer", "text"]
 """What is scored: the model's own greedy answer, the sample's answer, or the prompt's own text."""
@@ -110,7 +110,7 @@ def check_samples(
 
 @torch.no_grad()
 def _batch(model: HookedVLM, samples: list[Sample], target: Target, max_new_tokens: int) -> Batch:
-    text_for(model, "answers that can be scored")
+    text = text_for(model, "answers that can be scored")
     images = [sample.images for sample in samples]
     asked: dict[str, Any] = {
         "text": [sample.text for sample in samples],
@@ -119,20 +119,20 @@ def _batch(model: HookedVLM, samples: list[Sample], target: Target, max_new_toke
     }
     prompts = model.prepare(**asked)
     tokens = greedy_tokens(model, prompts, max_new_tokens=max_new_tokens)
-    n_prompt = 1 if model.cfg.is_encoder_decoder else prompts.shape[1]
+    n_prompt = text.n_before(prompts)
     answers = model.tokenizer.batch_decode(tokens[:, n_prompt:], skip_special_tokens=True)
     if target == "own":
         arguments = with_answers(model, prompts, tokens)
         is_answer = answer_positions(model, tokens, n_prompt)
         targets, scored = tokens[:, 1:], is_answer[:, 1:]
-        real = _filled(arguments, model).clone()
+        real = _filled(arguments, text).clone()
         real[:, n_prompt:] = is_answer[:, n_prompt:]
     else:
         given = [str(sample.answer) for sample in samples] if target == "answer" else None
         inputs = model.prepare(**asked, answer=given)
         arguments = dict(inputs)
         targets, scored = next_tokens(arguments, inputs, model.cfg)
-        real = _filled(arguments, model)
+        real = _filled(arguments, text)
     _check_scored(samples, scored)
     return Batch(
         samples=samples,
@@ -145,11 +145,10 @@ def _batch(model: HookedVLM, samples: list[Sample], target: Target, max_new_toke
     )
 
 
-def _filled(arguments: dict[str, Any], model: HookedVLM) -> Bool[Tensor, "batch pos"]:
+def _filled(arguments: dict[str, Any], text: Text) -> Bool[Tensor, "batch pos"]:
     """The positions that are not padding, of the sequence that predicts."""
-    prefix = "decoder_" if model.cfg.is_encoder_decoder else ""
-    mask = arguments.get(f"{prefix}attention_mask")
-    tokens = arguments[f"{prefix}input_ids"]
+    mask = arguments.get(text.keyword("attention_mask"))
+    tokens = arguments[text.keyword("input_ids")]
     return torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
 
 
@@ -195,7 +194,7 @@ def with_answers(
     model: HookedVLM, prompts: Inputs, tokens: Int[Tensor, "batch pos"]
 ) -> dict[str, Any]:
     """Keyword arguments of a forward over prompts and what `generate` returned for them."""
-    if not model.cfg.is_encoder_decoder:
+    if not text_for(model, "answers").has_encoder:
         return dict(prompts.extend(tokens))
     rest = {name: value for name, value in prompts.items() if name != "decoder_attention_mask"}
     return {**rest, "decoder_input_ids": tokens}

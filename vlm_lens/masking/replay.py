@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from vlm_lens.hooks import Place
 from vlm_lens.hooks.bound import Bound
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.parts import text_for
 
 if TYPE_CHECKING:
     from vlm_lens.model import HookedVLM
@@ -178,7 +179,7 @@ def replay_below(model: HookedVLM, names: Sequence[str], *, generating: bool = F
     if projector is not None and projector.deepstack is not None:
         kept += Place(model.hf_model, projector.deepstack).module.children()
     skipped = [block for name in before_text for block in stacks[name]]
-    if not generating and not model.cfg.is_encoder_decoder:
+    if not generating and not text_for(model, "its blocks").has_encoder:
         below = stacks[""][: _lowest(names, "language_model")]
         kept, skipped = kept + below[-1:], skipped + below[:-1]
     return Replay(kept, skipped)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.inputs import Inputs
 from vlm_lens.masking.examples import (
     Batch,
     answer_positions,
@@ -29,6 +28,7 @@ from vlm_lens.masking.row_masks import Fill, RowMasks
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.parts import text_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class MaskedRuns:
         """
         parts = []
         for i, (batch, tokens) in enumerate(zip(self.batches, generated, strict=True)):
-            n_prompt = self._n_prompt(batch.prompts)
+            n_prompt = text_for(self.model, "answers").n_before(batch.prompts)
             scored = answer_positions(self.model, tokens, n_prompt)
             arguments = with_answers(self.model, batch.prompts, tokens)
             parts += self._losses_of(
@@ -194,12 +194,10 @@ class MaskedRuns:
             text.strip()
             for batch, tokens in zip(self.batches, generated, strict=True)
             for text in self.model.tokenizer.batch_decode(
-                tokens[:, self._n_prompt(batch.prompts) :], skip_special_tokens=True
+                tokens[:, text_for(self.model, "answers").n_before(batch.prompts) :],
+                skip_special_tokens=True,
             )
         ]
-
-    def _n_prompt(self, prompts: Inputs) -> int:
-        return 1 if self.model.cfg.is_encoder_decoder else prompts.shape[1]
 
     # Masking ------------------------------------------------------------------------------------
 

@@ -31,9 +31,7 @@ class Comparer(nn.Module):
     def loss(
         self, states: Float[Tensor, "pos width"], labels: Int[Tensor, "pos 2"]
     ) -> Float[Tensor, ""]:
-        """Mean over positions of the summed cross-entropies of both heads; 0 for no positions."""
-        if not len(labels):
-            return states.sum()
+        """Mean over positions of the summed cross-entropies of both heads."""
         states = rms_norm(states, (self.width,))
         losses = [
             cross_entropy(head(states), wanted)

@@ -22,15 +22,15 @@ from vlm_lens.shapes_smollm2.build import IMAGE, IMAGE_END, IMAGE_START, IMAGE_T
 from vlm_lens.shapes_smollm2.comparing import compare
 from vlm_lens.shapes_smollm2.english import ANSWER, answer_in_english, pieces, scene_in_english
 
-CATEGORIES = ("color", "shape", "digit", "place", "count", "count", "existence", "existence")
-"""What is asked about every scene, where it allows it, beside relations."""
+CATEGORIES = ("color", "shape", "digit", "place", "count", "count", "existence")
+"""What is asked about a scene, where it allows it, beside relations and what always can be."""
 DESCRIBED_SHARE = 0.25
 """The share of scenes that are described, too."""
 
 
 def ask_all(rng: Random, scene: Scene, *, relations: int, others: int) -> list[Question]:
-    """Questions about relations and others of `CATEGORIES`, less those the scene does not allow."""
-    categories = (*rng.sample(CATEGORIES, others), *["relation"] * relations)
+    """Questions about existence, relations and others, less those the scene does not allow."""
+    categories = ("existence", *rng.sample(CATEGORIES, others), *["relation"] * relations)
     asked = [ask(rng, category, scene) for category in categories]
     if rng.random() < DESCRIBED_SHARE:
         asked.append(describe(scene))

@@ -233,11 +233,16 @@ def lesson_losses(
             position_ids=packed.position_ids,
             use_cache=False,
         ).last_hidden_state
-    named = _at(kept[NAMING_LAYER], [lesson.mentions for lesson in lessons])
-    compared = _at(kept[COMPARING_LAYER], [lesson.compared for lesson in lessons])
-    return {
-        "words": learner.namer.loss(*named),
-        "relations": learner.comparer.loss(*compared),
+    heads = {
+        "words": (learner.namer, NAMING_LAYER, [lesson.mentions for lesson in lessons]),
+        "relations": (learner.comparer, COMPARING_LAYER, [one.compared for one in lessons]),
+    }
+    named = {
+        name: head.loss(*_at(kept[layer], marked))
+        for name, (head, layer, marked) in heads.items()
+        if any(marked)
+    }
+    return named | {
         "answers": answer_loss(
             states[packed.targets >= 0].float() @ text.embed_tokens.weight.T, packed
         ),

@@ -137,7 +137,7 @@ def _own(
     if known is not None and all(number in known for number in numbers):
         return [known[number] for number in numbers]
     tokens = greedy_tokens(model, prompts, max_new_tokens=answers.max_new_tokens)
-    n_prompt = 1 if model.cfg.is_encoder_decoder else prompts.shape[1]
+    n_prompt = text_for(model, "answers").n_before(prompts)
     is_answer = answer_positions(model, tokens, n_prompt)
     found = [row[mask].tolist() for row, mask in zip(tokens, is_answer, strict=True)]
     if known is not None:
@@ -159,7 +159,7 @@ def _with_own(
     device = prompts.input_ids.device
     behind = torch.tensor([answer + [fill] * (longest - len(answer)) for answer in own])
     n_tokens = torch.tensor([len(answer) for answer in own], device=device)
-    if model.cfg.is_encoder_decoder:
+    if text_for(model, "answers").has_encoder:
         tokens = torch.cat([prompts["decoder_input_ids"], behind.to(device)], dim=1)
         rest = {name: value for name, value in prompts.items() if name != "decoder_attention_mask"}
         arguments = {**rest, "decoder_input_ids": tokens}
@@ -177,8 +177,9 @@ def _prepared(
     n_answer: Int[Tensor, " batch"] | None,
 ) -> Prepared:
     """The samples with what is known of each position; `n_answer` are the lengths of own answers"""
-    prefix = "decoder_" if model.cfg.is_encoder_decoder else ""
-    tokens, mask = arguments[f"{prefix}input_ids"], arguments.get(f"{prefix}attention_mask")
+    text = text_for(model, "positions of text")
+    tokens = arguments[text.keyword("input_ids")]
+    mask = arguments.get(text.keyword("attention_mask"))
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
     if n_answer is not None:
         n_prompt = tokens.shape[1] - int(n_answer.max())
@@ -193,7 +194,7 @@ def _prepared(
         real=real,
         answers=[],
     )
-    decoder = _decoder_maps(model, inputs, tokens, mask) if prefix else None
+    decoder = _decoder_maps(model, inputs, tokens, mask) if text.has_encoder else None
     return Prepared(batch, list(numbers), inputs.token_map, decoder)
 
 
