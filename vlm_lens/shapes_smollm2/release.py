@@ -13,7 +13,7 @@ from string import Template
 from vlm_lens.shapes_llava.evaluate import table
 from vlm_lens.shapes_smollm2 import WEIGHTS
 from vlm_lens.shapes_smollm2.build import CONNECTOR
-from vlm_lens.shapes_smollm2.train import NAMING_LAYER, Recipe
+from vlm_lens.shapes_smollm2.train import COMPARING_LAYER, NAMING_LAYER, Recipe
 from vlm_lens.whole_file import replace_file
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -39,6 +39,7 @@ def card() -> str:
         images=recipe.images,
         tales=recipe.tales,
         naming_layer=NAMING_LAYER,
+        comparing_layer=COMPARING_LAYER,
     )
 
 
