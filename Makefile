@@ -8,14 +8,14 @@ READY := .venv/.installed
 demo: $(READY)  ## run the main job on the bundled model and write report.html
 	$(BIN)/vlm-lens demo --out report.html
 
-test: $(READY)  ## all tests, public examples included
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(READY)  ## the fast tier of tests, on families that stand for all, in minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
 
-check: $(READY)  ## format, lint, types, tests
+check: $(READY)  ## format, lint, types, all tests, public examples included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(MAKE) test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -136,6 +136,7 @@ def test_nnsight_is_left_out_where_it_is_not_installed(
     assert contender.cannot.keys() == TASKS.keys()
 
 
+@pytest.mark.full
 def test_measure_runs_everything_in_every_round():
     class Counting(Contender):
         calls = 0
@@ -239,6 +240,7 @@ def measured() -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.full
 def test_a_family_has_its_ratios_and_its_logits_to_the_bit(measured: dict[str, dict[str, Any]]):
     for name, family in measured.items():
         assert list(family["tasks"]) == list(families.ROWS)

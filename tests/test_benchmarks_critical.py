@@ -102,6 +102,7 @@ def test_samples_and_weights_are_the_same_every_time(case: Case):
 # The searches -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_naive_loop_and_every_variant_of_ours_find_the_same(compared: dict[str, Any]):
     naive, ours = compared["naive"], compared["ours"]
     assert ours.keys() == {*VARIANTS, EXHAUSTIVE}
@@ -138,6 +139,7 @@ def test_no_hook_of_the_naive_loop_stays(case: Case):
     assert n_hooks() == before
 
 
+@pytest.mark.full
 def test_the_loop_goes_on_where_it_was_and_ends_at_collapse(case: Case):
     loop = Loop(case, Stopwatch("cpu"))
     for until in (10, 20, len(case.ranking)):
@@ -158,6 +160,7 @@ def test_a_quick_loop_says_that_it_is_extrapolated_and_looks_only_at_our_k(case:
         assert loop.result(wrong)["k"] is None
 
 
+@pytest.mark.full
 def test_the_same_search_over_transformer_bridge(results: dict[str, Any]):
     over = results["bridges"]["small"]["over"]
     without_generation = results["searches"]["small"]["naive"]["k_without_generation"]
@@ -253,6 +256,7 @@ def test_where_the_default_finds_another_k_a_variant_that_finds_the_same_is_show
 # The script -------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("part", critical.PARTS)
 def test_each_part_can_be_measured_alone(
     part: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,7 @@ def test_random_weights_are_those_of_the_seed_in_the_same_architecture(model: Ho
 # Modalities -------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_each_seed_gives_every_table_of_modalities(
     model: HookedVLM, monkeypatch: pytest.MonkeyPatch
 ):
@@ -218,6 +219,7 @@ def test_labels_that_stay_are_counted():
 # Explanations -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_explanations_are_shown_layer_by_layer_and_the_best_first(
     model: HookedVLM, monkeypatch: pytest.MonkeyPatch
 ):

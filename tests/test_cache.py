@@ -157,6 +157,7 @@ def test_head_detector_finds_a_planted_previous_token_head(llava: Tiny):
     assert planted.argmax() == 1 * 4 + 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_patching_the_residual_stream_restores_the_clean_logit(tiny: Tiny, kind: str):
     """Patching all of a position's last layer moves the answer; earlier positions move nothing."""

@@ -40,6 +40,7 @@ def cache_of(name: str, chosen: list[int]) -> ActivationCache:
     return model_of(name).run_with_cache(inputs_of(name, chosen))[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 def test_samples_taken_from_a_cache_are_what_they_give_alone(name: str):
     """At every hook point, patterns included, with their own images and token maps."""

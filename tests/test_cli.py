@@ -91,6 +91,7 @@ def test_options_reach_their_places(
     assert "holds words that the model does not know" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_default_run_uses_the_bundled_model(
     shapes: HookedVLM,  # noqa: ARG001 - says what is missing when the weights are
     tmp_path: Path,

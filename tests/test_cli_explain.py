@@ -56,6 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: object) -> str:
 # What it writes and says --------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_planted_neurons_are_explained_on_the_page(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def _set(out: Path) -> Path:
     return out
 
 
+@pytest.mark.full
 def test_top_neurons_are_those_with_the_largest_activations(
     loaded: list, shapes: HookedVLM, out: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_top_neurons_are_those_with_the_largest_activations(
     assert loaded == [("shapes-llava", {"device": None})]
 
 
+@pytest.mark.full
 def test_random_neurons_depend_on_the_seed_alone(loaded: list, tmp_path: Path) -> None:
     found = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -275,6 +278,7 @@ def test_nothing_is_sent_before_the_user_agrees_to_the_cost(
     assert loaded
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
 def test_at_a_terminal_it_asks(
     loaded: list,
@@ -314,6 +318,7 @@ def test_replies_reach_the_page_as_text_and_the_key_reaches_no_file(
     assert loaded
 
 
+@pytest.mark.full
 def test_a_failing_server_ends_the_run_and_the_same_command_goes_on(
     loaded: list, server: Server, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,6 +355,7 @@ RUBBISH = [
 """A page, nothing, and a model that is silent; `test_chat` has more."""
 
 
+@pytest.mark.full
 def test_rubbish_is_an_error_and_is_asked_for_again(
     loaded: list, server: Server, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,6 +374,7 @@ def test_rubbish_is_an_error_and_is_asked_for_again(
     assert loaded
 
 
+@pytest.mark.full
 def test_what_had_no_reply_is_asked_again_and_nothing_else(
     loaded: list, server: Server, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,6 +402,7 @@ def test_what_had_no_reply_is_asked_again_and_nothing_else(
     assert loaded
 
 
+@pytest.mark.full
 def test_options_of_the_connection_may_change(loaded: list, server: Server, out: Path) -> None:
     assert run(*by_chat(server, out=out)) == 2
     assert run(*by_chat(server, out=out), "--yes", "--timeout", 30) == 0
@@ -405,6 +413,7 @@ def test_options_of_the_connection_may_change(loaded: list, server: Server, out:
 # Models here --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_model_explains_and_clip_predicts(
     loaded: list, out: Path, tmp_path: Path, shapes: HookedVLM, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_writes_a_page(
     assert [name for name, _ in loaded] == ["shapes-llava"]
 
 
+@pytest.mark.full
 def test_the_bundled_image_is_explored_by_default(
     shapes: HookedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_bundled_image_is_explored_by_default(
     assert len(data["layers"]) == 4 + 1 + 6
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -130,6 +130,7 @@ def test_options_reach_their_places(loaded: list, llava: Tiny, out: Path) -> Non
     assert "my/model" in page_in(out).text
 
 
+@pytest.mark.full
 def test_controls_are_what_the_functions_measure(
     loaded: list, llava: Tiny, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +170,7 @@ def test_one_modality_shares_nothing(loaded: list, out: Path) -> None:
     assert len(loaded) == 1
 
 
+@pytest.mark.full
 def test_a_modality_that_never_occurs_is_left_out_and_said(
     loaded: list, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_modality_that_never_occurs_is_left_out_and_said(
     assert len(loaded) == 1
 
 
+@pytest.mark.full
 def test_an_empty_set_is_said_and_is_never_nan(
     loaded: list, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +226,7 @@ def test_folders_of_one_name_keep_their_paths(loaded: list, tmp_path: Path, out:
     assert len(loaded) == 1
 
 
+@pytest.mark.full
 def test_a_sample_that_the_model_cannot_take_is_left_out_with_a_reason(
     loaded: list, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +346,7 @@ def test_interrupted_scoring_goes_on(
     assert len(loaded) == 3
 
 
+@pytest.mark.full
 def test_interrupted_controls_go_on_and_may_be_added_later(
     loaded: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +388,7 @@ def test_a_folder_belongs_to_one_command(
 # What is refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -418,6 +424,7 @@ def test_bad_input_is_one_line_and_needs_no_model(
     assert loaded == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("given", "message"),
     [

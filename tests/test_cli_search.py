@@ -180,6 +180,7 @@ def test_options_reach_their_places(loaded: list, out: Path) -> None:
     assert (name, options["device"], str(options["dtype"])) == ("my/model", "cpu", "torch.float32")
 
 
+@pytest.mark.full
 def test_controls_add_tables_to_what_is_there(
     loaded: list, out: Path, imagefolder: Path, measured: list, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_model_that_does_not_know_the_text_is_noted(
 # Going on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_interrupted_search_goes_on(
     loaded: list, tmp_path: Path, measured: list, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +260,7 @@ def test_an_interrupted_search_goes_on(
     assert len(loaded) == 4
 
 
+@pytest.mark.full
 def test_interrupted_scoring_goes_on(
     loaded: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_interrupted_scoring_goes_on(
     assert len(loaded) == 3
 
 
+@pytest.mark.full
 def test_interrupted_controls_go_on(loaded: list, tmp_path: Path, measured: list) -> None:
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     few = ("--n", 2, "--max-k", 2, "--max-new-tokens", 1, "--component", "projector")
@@ -336,6 +340,7 @@ def test_a_damaged_checkpoint_is_refused(
 # What is refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -382,6 +387,7 @@ def test_bad_input_is_one_line_and_needs_no_model(
     assert loaded == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -516,6 +522,7 @@ def test_pcicn_on_text(loaded: list, llava: Tiny, out: Path, text: Path, kind: s
     assert len(loaded) == 1
 
 
+@pytest.mark.full
 def test_pcicn_has_controls_and_goes_on(loaded: list, out: Path, measured: list) -> None:
     given = ("pcicn", *NOISE, "--seeds", 4, "--controls", "--out", out)
     interrupt("measured", 3, *given)

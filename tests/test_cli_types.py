@@ -108,6 +108,7 @@ def test_the_page_is_self_contained(loaded: list, out: Path, data: Path) -> None
     assert len(loaded) == 1
 
 
+@pytest.mark.full
 def test_options_reach_their_places(loaded: list, llava: Tiny, out: Path) -> None:
     thresholds = ("--T-v", 1, "--n-v", 2, "--T-t", 4, "--n-t", 1)
     sites = ("--sites", "output", "--component", "language_model", "--task", "image")
@@ -230,6 +231,7 @@ def test_own_answers_without_a_word_are_refused(
 # Going on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("after", [2, 6])
 def test_an_interrupted_run_goes_on(
     loaded: list,
@@ -269,6 +271,7 @@ def test_a_folder_belongs_to_one_command(
     assert len(loaded) == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("damaged", "said"),
     [
@@ -296,6 +299,7 @@ def test_what_is_damaged_says_what_to_delete(
     assert loaded
 
 
+@pytest.mark.full
 def test_whatever_ends_a_run_the_same_command_goes_on(
     loaded: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +323,7 @@ def test_whatever_ends_a_run_the_same_command_goes_on(
 # What is refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -31,6 +31,7 @@ def architectures_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_examples_print_what_the_page_says(page: Path):
     without_fences = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)

@@ -130,6 +130,7 @@ def of_each_kind(model: HookedVLM) -> list[str]:
     return list(dict.fromkeys([*first.values(), *last.values()]))
 
 
+@pytest.mark.sampled
 def test_writing_anywhere_changes_the_logits(family: Built):
     """The same as `verify` finds with gradients, with a write at a hook point of each kind."""
     inputs, model = family.inputs("image"), family.model
@@ -142,6 +143,7 @@ def test_writing_anywhere_changes_the_logits(family: Built):
             assert torch.equal(clean, changed) == (name in unread), name
 
 
+@pytest.mark.full
 def test_writing_back_what_was_read_changes_nothing(family: Built):
     """So the way into the plain layout and the way back are each other's inverse."""
     each = of_each_kind(family.model)

@@ -46,6 +46,7 @@ def test_hooks_steer_the_answer(llava: Tiny):
     assert answer == "two two two two two two"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["text", "image", "images"])
 def test_the_cache_equals_a_teacher_forced_replay(tiny: Tiny, kind: str):
     inputs = tiny.inputs(kind)

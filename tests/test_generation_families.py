@@ -78,6 +78,7 @@ def assert_close(name: str, kept: Tensor, replayed: Tensor, *, real: Tensor | No
     torch.testing.assert_close(kept, replayed, rtol=2e-3, atol=2e-3, msg=lambda m: f"{name}: {m}")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_and_text_are_hugging_faces_own(name: str):
     model = built(name)
@@ -96,6 +97,7 @@ def test_tokens_and_text_are_hugging_faces_own(name: str):
         assert text == ([a.strip() for a in answers] if len(answers) > 1 else answers[0].strip())
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore::vlm_lens.hooked_root.HookNeverFiredWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_cache_equals_a_teacher_forced_replay(name: str):
@@ -115,6 +117,7 @@ def test_the_cache_equals_a_teacher_forced_replay(name: str):
             assert_close(f"{kind} {point}", cache[point], replay[point], real=None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "kosmos2"])
 def test_the_cache_of_a_padded_batch_equals_a_replay_with_the_same_positions(name: str):
     """Real positions only: what padding attends to is nobody's business."""

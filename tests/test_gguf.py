@@ -40,6 +40,7 @@ def smollm2(home: Path) -> HookedVLM:
     return HookedVLM.from_pretrained("smollm2-135m")
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_one_neuron_ends_a_real_language_model(smollm2: HookedVLM):
     """Block 11's MLP writes the massive activation with channel 507; other channels do nothing."""
@@ -67,6 +68,7 @@ def test_it_answers_and_is_called_by_its_name(smollm2: HookedVLM):
     assert smollm2.W_out.shape == (30, 1536, 576)
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_both_methods_rank_that_neuron_first_and_need_no_other(smollm2: HookedVLM):
     """At PCICN's threshold: perplexity up tenfold."""
@@ -96,6 +98,7 @@ def test_the_second_load_reads_the_floats_that_the_first_one_kept(
     }
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_a_full_disk_is_told_with_its_folder_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: HookedVLM

@@ -141,6 +141,7 @@ def run(model: HookedVLM, inputs: Any, *hooks: tuple[str, Callable[..., Tensor |
         return model.run_with_hooks(inputs, fwd_hooks=list(hooks))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 def test_what_a_head_reads_changes_what_it_makes_of_it_alone(
     switched: tuple[HookedVLM, Any], kind: str

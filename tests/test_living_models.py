@@ -67,6 +67,7 @@ def shown_weights(model: HookedVLM) -> dict[str, torch.Tensor]:
     } | {name: getattr(model, name).detach() for name in ("W_E", "W_U", "b_U")}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", MODELS)
 def test_a_lora_model_is_what_it_is_after_merging(name: str):
     """On every linear layer of every family; added after the model was wrapped."""
@@ -93,6 +94,7 @@ def wrapped_then(change: Callable[[Any], None]) -> tuple[HookedVLM, Any]:
     return tiny.model, tiny.inputs("image")
 
 
+@pytest.mark.full
 def test_directions_and_direct_effects_of_a_lora_model():
     model, inputs = wrapped_then(add_lora)
     alone = HookedVLM(merged(model.hf_model), processor=model.processor)
@@ -122,6 +124,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_every_kind_of_adapter(kind: str):
     """Wrapped after the adapter, which peft may have around the model."""
@@ -141,6 +144,7 @@ def test_every_kind_of_adapter(kind: str):
         torch.testing.assert_close(getattr(model, weight), getattr(whole, weight))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("state", ["disabled", "merged", "merged and disabled", "second adapter"])
 def test_weights_follow_the_state_of_the_adapters(state: str):
     model, inputs = wrapped_then(add_lora)
@@ -237,6 +241,7 @@ def test_a_part_that_is_gone_is_an_error_that_says_so():
     assert_no_hooks(tiny.model)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", MODELS)
 def test_a_larger_vocabulary(name: str):
     hf, processor = build(name)
@@ -290,6 +295,7 @@ def compiled_part(hf: Any) -> None:
     layers[2].mlp = torch.compile(layers[2].mlp, backend="eager")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "compiled", [compiled_whole, compiled_forward, compiled_layers, compiled_part]
 )
@@ -340,6 +346,7 @@ def test_verify_finds_a_stale_configuration():
         stale.verify(tiny.inputs("image").to(torch.float64))
 
 
+@pytest.mark.full
 def test_verify_finds_weights_that_the_model_does_not_run_with():
     """As those of a linear layer beneath an adapter would be."""
     tiny = build_tiny("clip-llama")
@@ -354,6 +361,7 @@ def test_verify_finds_weights_that_the_model_does_not_run_with():
         tiny.model.verify(tiny.inputs("image"))
 
 
+@pytest.mark.full
 def test_an_adapter_from_a_folder(tmp_path: Path):
     trained, tiny = build_tiny("clip-llama"), build_tiny("clip-llama")
     add_lora(trained.hf)
@@ -366,6 +374,7 @@ def test_an_adapter_from_a_folder(tmp_path: Path):
     tiny.model.verify(tiny.inputs("image"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [add_lora, lambda hf: hf.lm_head.weight.data.mul_(2)])
 def test_checkpoints_tell_a_model_from_itself_with_an_adapter(change: Callable[[Any], None]):
     hf = build_tiny("clip-llama").hf

@@ -29,6 +29,7 @@ def save(name: str, folder: Path, **options: Any) -> tuple[Any, Any]:
     return hf, processor
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_loads_as_it_was_saved(name: str, tmp_path: Path):
     """The model, its processor, and the record that its text model decides on."""
@@ -47,6 +48,7 @@ def test_every_family_loads_as_it_was_saved(name: str, tmp_path: Path):
             assert torch.equal(model(inputs), expected), kind
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["gemma3", "instructblip-t5", "qwen2_audio"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shards_load_in_half_precision(name: str, dtype: torch.dtype, tmp_path: Path):
@@ -72,6 +74,7 @@ def test_a_configuration_that_names_no_class_leaves_the_choice_to_transformers(t
     assert model.cfg.architecture == "Qwen2AudioForConditionalGeneration"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, OFFLOADED])
 def test_a_model_that_a_device_map_spreads_out_works_as_a_whole_one(
     device_map: Any, tmp_path: Path

@@ -53,6 +53,7 @@ def test_every_hook_point_fires_once_on_an_image(tiny: Tiny):
     assert set(counts.values()) == {1}
 
 
+@pytest.mark.full
 def test_writing_to_any_hook_point_changes_the_logits(tiny: Tiny):
     """Except in the blocks after the one that LLaVA's projector reads: they feed nothing."""
     inputs, model = tiny.inputs("image"), tiny.model

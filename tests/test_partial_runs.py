@@ -55,6 +55,7 @@ def layers_run(family: Built, *args: Any, **options: Any) -> list[str]:  # noqa:
     return ran
 
 
+@pytest.mark.sampled
 @torch.no_grad()
 def test_a_run_stops_with_what_enters_the_layer_and_starts_with_it(family: Built):  # noqa: F811
     model, hf_layers = family.model, list(family.model.text.layers)

@@ -23,6 +23,7 @@ ONE_NEURON = "One neuron ends a real model"
 FINDINGS = ("Critical neurons, found and doubted", "Whose neuron is it, and what does it say")
 
 
+@pytest.mark.full
 def test_the_examples_print_what_the_readme_says():
     without_fences = re.sub(r"^```.*$", "", README.read_text(), flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(without_fences, {}, "README", str(README), 0)

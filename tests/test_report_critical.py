@@ -240,6 +240,7 @@ def test_no_button_uploads_a_figure() -> None:
     assert "showSendToCloud: false" in DRAW
 
 
+@pytest.mark.full
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_draws_the_figures_and_runs_nothing_else(tmp_path: Path) -> None:
     """The policy names the two scripts by their checksums; one more does not run."""

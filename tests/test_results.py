@@ -39,6 +39,7 @@ def written(value: object) -> str:
     return repr(value)
 
 
+@pytest.mark.full
 @given(st.dictionaries(texts, values))
 def test_fields_come_back_as_they_were(tmp_path_factory, fields):
     folder = tmp_path_factory.mktemp("result")

@@ -1,9 +1,9 @@
 """Two tiers of tests: `make test` runs the fast one, `make check` both.
 
-A test belongs to the full tier where it says so (`@pytest.mark.full`), or where it is about a
-family, or a pairing of tower and text model, that is no corner, and runs on a corner too. A test
-that knows no corner keeps its first case in the fast tier: what is parametrised there is never
-left out as a whole.
+A test belongs to the full tier where it says so: with `@pytest.mark.full`, or, in all but its first
+case, with `@pytest.mark.sampled`. It belongs there, too, where it is about a family, or a pairing
+of tower and text model, that is no corner, and runs on a corner too. A test that knows no corner
+keeps its first case in the fast tier: what is parametrised there is never left out as a whole.
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ def mark(items: Iterable[pytest.Item]) -> None:
         tests[item.parent, getattr(item, "originalname", item.name)].append(item)
     for cases in tests.values():
         given = [tuple(_parameters(case).values()) for case in cases]
+        n_fast = 0
         for case, is_full in zip(cases, beyond_the_corners(given), strict=True):
-            if is_full:
+            if is_full or (n_fast and case.get_closest_marker("sampled")):
                 case.add_marker(pytest.mark.full)
+            else:
+                n_fast += 1
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_is_the_slope_of_the_logit(llava: Tiny, name: str) -> None:
         assert float(effect.scores[name][index]) == pytest.approx(slope, rel=0.01, abs=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SITES)
 def test_follows_what_zeroing_neurons_one_by_one_does(llava: Tiny, name: str) -> None:
     effect = first_order_effect(llava.model, llava.inputs("image"), token=7)

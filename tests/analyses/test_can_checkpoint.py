@@ -23,6 +23,7 @@ def interrupted_at(done: int) -> Any:
     return on_batch
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("done", [1, 3, 4])
 def test_goes_on_where_it_was_interrupted(tmp_path: Path, done: int) -> None:
     model, samples = built("llava", torch.float32), samples_of("llava")

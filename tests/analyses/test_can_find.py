@@ -54,6 +54,7 @@ def find(name: str, scores: NeuronScores | NeuronSet | None = None, **options: A
 # Planted models -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "critical"),
     [
@@ -92,6 +93,7 @@ def test_two_planted_neurons_are_ranked_first_and_it_takes_both():
     assert found.curve[1].metrics["perplexity_ratio"] == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.full
 def test_without_plants_it_takes_more_and_at_random_far_more():
     assert (find("blank").k or math.inf) > 10
     for name in ("gate", "spread out"):
@@ -121,6 +123,7 @@ def slow_search(
     return None, perplexities
 
 
+@pytest.mark.full
 def test_the_search_gives_what_one_at_a_time_gives():
     """Where two of the neurons decide, which are not the first two."""
     model, asked = built("two kinds").model, questions_and_statements(4)
@@ -138,6 +141,7 @@ def test_the_search_gives_what_one_at_a_time_gives():
                 assert measured.metrics["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.full
 def test_results_do_not_depend_on_batches_and_padding():
     """Prompts of different length and one without an image: padded on the left, unless alone."""
     for name in ("spike", "large and small"):

@@ -87,6 +87,7 @@ METRICS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("what", METRICS)
 def test_each_metric_can_be_measured_and_be_the_criterion(what: str):
     metric, limits = METRICS[what]

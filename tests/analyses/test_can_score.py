@@ -81,6 +81,7 @@ def batches_of(name: str, batch_size: int) -> list[Batch]:
     return make_batches(built(name), samples_of(name), batch_size=batch_size, **GIVEN)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("tokens", ["mean", "max", "sum", "last"])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_batch_gives_what_the_slow_way_gives(name: str, tokens: Any) -> None:
@@ -183,6 +184,7 @@ def test_few_numbers_at_a_time_give_the_same(tokens: Any, monkeypatch) -> None:
 # Any other hook point -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "instructblip-llama"])
 @pytest.mark.parametrize("which", ["act", "post", ["*hook_resid_post", "hook_embed", "*.hook_out"]])
 def test_other_sites_do_not_depend_on_the_batch(name: str, which: Any) -> None:

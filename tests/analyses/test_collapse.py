@@ -45,11 +45,13 @@ def nothing_is_left_behind() -> Iterator[None]:
         assert_no_hooks(planted(plant).model)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CASES)
 def test_the_planted_neurons_are_where_the_slow_way_finds_them(name: str):
     assert naive_k(CASES[name]) == EXPECTED[name]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -116,6 +118,7 @@ def test_a_random_ranking_takes_far_more_neurons_than_the_planted_one():
 # Stages -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_degradation_begins_where_the_first_answers_change(exhaustive: bool):
     """In a group of units each answer has its own point from which it changes."""
@@ -138,6 +141,7 @@ def test_degradation_begins_where_the_first_answers_change(exhaustive: bool):
     assert "agreement <= 0.95" in found.stages.rule
 
 
+@pytest.mark.full
 def test_degradation_can_be_judged_by_a_metric_that_is_measured_everywhere():
     case = CASES["group"]
     degraded = Criterion(PERPLEXITY, at_least=3.0)
@@ -187,6 +191,7 @@ def test_a_negative_k_is_refused():
 # Curves that are not monotone ---------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -299,6 +304,7 @@ def test_find_critical_refuses_bad_options_before_it_asks_anything(options, erro
             find_critical(planted("gate").model, SAMPLES, CASES["gate, first"].neurons, **options)
 
 
+@pytest.mark.full
 def test_find_critical_makes_the_batches_itself():
     case = CASES["gate, late"]
     for batch_size in (1, 3, 16):

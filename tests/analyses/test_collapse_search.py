@@ -71,6 +71,7 @@ def overflowing() -> tuple[HookedVLM, NeuronSet]:
     return HookedVLM(hf, processor=planted("gate").processor), ranked(*chosen)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_what_is_not_finite_is_a_collapse_and_noted(exhaustive: bool, tmp_path: Path):
     model, ranking = overflowing()
@@ -165,6 +166,7 @@ def counted(model: Any) -> Iterator[Counter[str]]:
         handle.remove()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stop", [1, 9])
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, stop: int):
     case = CASES["group among others"]
@@ -244,6 +246,7 @@ def in_text(name: str) -> Case:
     return replace(case, ranking=tuple(n for n in case.ranking if n.component == "language_model"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["gate, late", "group among others", "spike, channel"])
 @pytest.mark.parametrize("first_token", [True, False])
 def test_the_search_over_transformer_bridge_finds_the_same(name: str, first_token: bool):

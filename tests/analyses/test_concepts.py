@@ -70,6 +70,7 @@ def gathered(plants: Planted) -> Gathered:
     return gather(plants.model, plants.samples, neurons, Choice())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["image", "text", "both"])
 def test_planted_neurons_are_named(plants: Planted, gathered: Gathered, kind: str):
     expected = {

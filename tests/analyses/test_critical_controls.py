@@ -180,6 +180,7 @@ def test_what_has_no_match_in_norm_is_noted():
         assert control.k is None
 
 
+@pytest.mark.full
 def test_what_has_a_match_in_norm_is_not_noted():
     """Another channel as large as the critical one, and idle: masking it does no harm."""
     model = built("twins").model
@@ -297,6 +298,7 @@ def test_a_ranking_of_unknown_origin_needs_a_score_for_its_halves():
     assert list(found) == ["given", "same norm, seed 0"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("dtype", "higher"), [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float64")]
 )

@@ -237,6 +237,7 @@ def test_k_of_the_user_are_measured_as_well():
         assert {1, 3, 5} <= {measured.k for measured in result.curve}
 
 
+@pytest.mark.full
 def test_a_table_goes_on_from_a_checkpoint(tmp_path: Path):
     """Each search has a folder of its own: their measurements are not each other's."""
     model, scores = built("spread out").model, scored("spread out")

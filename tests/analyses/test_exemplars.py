@@ -81,6 +81,7 @@ def slow(shapes: HookedVLM, samples: list[Sample], neurons: NeuronSet) -> list[d
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("half", ["explained", "held_out"])
 def test_the_top_samples_are_those_of_a_slow_search(
     gathered: Gathered, slow: list[dict], neurons: NeuronSet, samples: list[Sample], half: str
@@ -155,6 +156,7 @@ def test_samples_that_all_show_the_same_cannot_be_split():
         halves([Sample([picture(0)], "a"), Sample([picture(0)], "b")], held_out=0.5, seed=0)
 
 
+@pytest.mark.full
 def test_an_unreadable_image_is_left_out_with_its_reason(
     shapes: HookedVLM, samples: list[Sample], tmp_path
 ):

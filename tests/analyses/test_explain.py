@@ -56,6 +56,7 @@ def samples() -> list[Sample]:
 # What is found ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", list(PLANTS))
 def test_planted_neurons_are_explained_and_score_high(
     plants: Planted, found: Explanations, kind: str
@@ -114,6 +115,7 @@ def test_the_table_says_all_of_it_best_first(found: Explanations, plants: Plante
     assert by_layer["neurons"].sum() == len(found)
 
 
+@pytest.mark.full
 def test_shuffled_explanations_of_random_neurons_predict_next_to_nothing(shapes: HookedVLM):
     rng = np.random.default_rng(0)
     names = [f"blocks.{layer}.mlp.hook_act" for layer in range(6)]

@@ -135,6 +135,7 @@ def test_random_neurons_depend_on_the_seed_alone(models):
 # Planted neurons ----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_plants_are_active_where_they_say(plants: Planted):
     for sample in plants.samples[:9]:
         inputs = plants.model.prepare(

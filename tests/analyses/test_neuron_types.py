@@ -37,6 +37,7 @@ def typed(name: str, **options: Any) -> NeuronTypes:
 # Against the slow way -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_is_what_the_slow_way_gives(name: str, options: dict[str, Any]) -> None:
@@ -52,6 +53,7 @@ def test_is_what_the_slow_way_gives(name: str, options: dict[str, Any]) -> None:
             torch.testing.assert_close(found.sites[site].tails, slow.tails, rtol=1e-5, atol=1e-10)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("comparison", [">=", ">"])
 def test_other_thresholds_are_those_of_their_own_run(comparison: Any) -> None:
     grid = {"T_v": (1.0, 5.0), "n_t": (1, 2, 3)}
@@ -79,6 +81,7 @@ def plants() -> Any:
     return planted(n=72)
 
 
+@pytest.mark.full
 def test_the_planted_neurons_get_their_types_and_more_than_by_chance() -> None:
     there = plants()
     found = classify(
@@ -172,6 +175,7 @@ def test_an_unknown_label(unchecked) -> None:
 # Interruptions and bad data -----------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("after", [1, 2, 3, 5])
 def test_resumes_to_the_identical_result(tmp_path: Path, after: int) -> None:
     seen: list[tuple[int, int | None]] = []

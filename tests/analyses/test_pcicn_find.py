@@ -94,6 +94,7 @@ def authors_n(tiny: Tiny, text: str, entries: list[Entry], *, epsilon: float) ->
     return None
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "epsilon"),
     [("gate", 1.0), ("gate", 0.5), ("large and small", 1.0), ("spike", 0.5), ("spike", 0.1)],
@@ -123,6 +124,7 @@ def test_entries_of_the_same_channel_make_the_counts_differ():
     assert found.parameters["n_entries"] > found.k
 
 
+@pytest.mark.full
 def test_the_curve_is_that_of_the_authors_perplexities():
     tiny, text, scores = built("spike"), text_of("spike"), scored("spike")
     entries = listed(scores)
@@ -240,6 +242,7 @@ def table_of(found: CriticalNeurons) -> pd.DataFrame:
     return found.table().astype({"collapsed": "boolean"})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["gate", "large and small"])
 def test_results_do_not_depend_on_batches_and_padding(name: str):
     """Texts of different length are padded, on the left for generation, unless they are alone."""

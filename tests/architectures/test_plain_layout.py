@@ -182,6 +182,7 @@ def writing_at(image: int, patch: int) -> Any:
     return write
 
 
+@pytest.mark.sampled
 def test_the_pixels_of_a_patch_are_seen_at_its_place(case: Case):
     point = "vision_encoder.hook_embed"
     before = case.read(point)[point]
@@ -202,6 +203,7 @@ def test_there_are_as_many_patches_as_the_pictures_have(case: Case):
     assert changed_at(embedded, torch.zeros_like(embedded)) == real
 
 
+@pytest.mark.sampled
 def test_writing_to_one_patch_changes_this_patch(case: Case):
     stream, normed = (f"vision_encoder.blocks.0.{n}" for n in ("hook_resid_pre", "hook_resid_mid"))
     silence = ("vision_encoder.blocks.0.hook_attn_out", lambda tensor, hook: tensor * 0)
@@ -215,6 +217,7 @@ def test_writing_to_one_patch_changes_this_patch(case: Case):
             assert changed_at(before[point], after[point]) == {here}, point
 
 
+@pytest.mark.sampled
 def test_a_patch_reaches_the_token_that_it_is_merged_into(case: Case):
     if case.name in QUERIES:
         pytest.skip("its projector mixes all patches")

@@ -72,6 +72,7 @@ def opacities(page: Any, mark: str) -> dict[int, float]:
     return shares
 
 
+@pytest.mark.full
 def test_picture_and_words_have_the_neurons_values(page: Any, explorer: Explorer) -> None:
     layer = explorer._requests.layers[NAME]
     for index in (5, 23):
@@ -194,6 +195,7 @@ def vars_of(token_map: TokenMap) -> dict[str, Any]:
     return {name: getattr(token_map, name) for name in TokenMap.__dataclass_fields__}
 
 
+@pytest.mark.full
 def test_dark_pages_are_dark_and_narrow_ones_fit(
     explorer: Explorer, offline: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -233,6 +235,7 @@ def test_tiles_and_the_whole_picture_can_be_told_apart(
     assert page.locator(".vx-patch:visible").count() == 4 * 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["encoder.blocks.1.mlp.hook_post", "qformer.blocks.1.mlp.hook_post"]
 )

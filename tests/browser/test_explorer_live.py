@@ -144,6 +144,7 @@ class Notebook:
         raise AssertionError(f"expected {pattern!r}, got {text!r}")
 
 
+@pytest.mark.full
 def test_browser_and_kernel_are_linked_both_ways(lab: str, local: Callable[..., Any]) -> None:
     watched = local(lab, viewport={"width": 1300, "height": 1100})
     page = watched.page

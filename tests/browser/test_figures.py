@@ -58,6 +58,7 @@ def test_heads_are_chosen_with_a_click(opened):
     assert page.locator("h2").inner_text() == "2"
 
 
+@pytest.mark.full
 def test_a_click_on_the_slider_shows_another_depth(opened):
     lens = made(tuple(range(1, 21)), 3)
     figure = plots.logit_lens_over_image(picture(0, size=(40, 20)), lens, build())
@@ -72,6 +73,7 @@ def test_a_click_on_the_slider_shows_another_depth(opened):
     assert token.count() == 1
 
 
+@pytest.mark.full
 def test_a_patch_says_its_value_when_pointed_at(opened):
     figure = plots.neuron_over_image(picture(0), np.array([[0.0, 7.25]]), label="<b>effect")
     page = opened(figure)

@@ -14,6 +14,7 @@ from vlm_lens.plots import HtmlFigure, ScriptFigure
 from vlm_lens.plots.page import DRAW, as_json, library
 
 
+@pytest.mark.full
 def test_every_figure_is_there_and_opens_offline(request: pytest.FixtureRequest, tmp_path: Path):
     examples = list(gallery.examples())  # some ten seconds, and so only here
     assert len(examples) == len(gallery.CODES)

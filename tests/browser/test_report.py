@@ -20,6 +20,7 @@ def study(llava: Tiny) -> AnswerStudy:
     return study_answer(llava.model, prepared(llava), top=16, seed=3)
 
 
+@pytest.mark.full
 def test_the_demos_page_draws_its_figures_and_opens_the_rest(
     offline: Callable[..., Any], study: AnswerStudy, tmp_path: Path
 ):

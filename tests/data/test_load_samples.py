@@ -82,6 +82,7 @@ def test_annotations_describe_every_object() -> None:
             assert touched == set(zip(*np.nonzero(entry["patch_mask"]), strict=True))
 
 
+@pytest.mark.full
 def test_splits_share_no_scene() -> None:
     scenes = {
         split: {s.annotations["scene"] for s in load_samples("shapes-llava", split=split, n=150)}

@@ -104,6 +104,7 @@ def test_statistics_say_what_is_usual(statistics: NeuronStatistics) -> None:
     assert "of 576 positions, 9 samples" in facts["over image"].detail
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [NAME, TOWER])
 def test_top_samples_and_where_in_them(
     shapes: HookedVLM, samples: list[Sample], statistics: NeuronStatistics, name: str
@@ -191,6 +192,7 @@ def test_a_large_picture_is_made_smaller() -> None:
     assert len(shown["uri"]) < 2000
 
 
+@pytest.mark.full
 def test_a_page_holds_what_is_known_as_far_as_it_fits(
     shapes: HookedVLM,
     samples: list[Sample],

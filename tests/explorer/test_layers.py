@@ -18,6 +18,7 @@ from vlm_lens.neurons import NeuronSet
 FAMILIES = ["llava_next", "idefics3", "qwen2_5_vl", "instructblip-llama", "blip2-t5"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_the_caches(of_family: Callable[[str], Requests], family: str) -> None:
     requests = of_family(family)

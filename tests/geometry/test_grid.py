@@ -50,6 +50,7 @@ def _process(pixels: np.ndarray, processor) -> np.ndarray:
     return np.asarray(processor(Image.fromarray(pixels))["pixel_values"][0], dtype=np.float64)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("processor", PROCESSORS)
 @settings(max_examples=40, deadline=None)
 @given(size=SIZES)
@@ -117,6 +118,7 @@ def test_boxes_tile_the_visible_part_in_raster_order(grid: PatchGrid):
         assert all(a[3] == b[1] for a, b in pairwise(column)), "rows meet"
 
 
+@pytest.mark.full
 @settings(max_examples=200, deadline=None)
 @given(grid=GRIDS)
 def test_the_centre_of_each_box_maps_back_to_its_cell(grid: PatchGrid):
@@ -145,6 +147,7 @@ def test_each_visible_point_lies_in_exactly_one_box(grid: PatchGrid, data):
     assert (cell is not None) == (left <= x < right and top <= y < bottom)
 
 
+@pytest.mark.full
 @settings(max_examples=60, deadline=None)
 @given(grid=GRIDS)
 def test_heatmap_gives_each_pixel_the_value_of_its_cell(grid: PatchGrid):

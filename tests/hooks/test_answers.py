@@ -47,6 +47,7 @@ def half() -> Tiny:
     return build_tiny("clip-llama", dtype=torch.bfloat16)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_answer_is_one_error_that_names_the_hook(llava: Tiny, wrong: str, gradients: bool):
@@ -62,6 +63,7 @@ def test_a_wrong_answer_is_one_error_that_names_the_hook(llava: Tiny, wrong: str
     assert_no_hooks(llava.model)
 
 
+@pytest.mark.full
 def test_an_answer_is_cast_to_the_dtype_of_its_site(half: Tiny):
     """As that of a float32 SAE in a bfloat16 model."""
     inputs = half.inputs("image").to(torch.bfloat16)
@@ -158,6 +160,7 @@ def test_hooks_may_be_a_generator(shapes: HookedVLM):
     assert seen == ["hook_embed"]
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_writing_in_place_is_answering(llava: Tiny):
     """At every hook point, and only there: what a cache kept of others is what it is anyway."""

@@ -54,6 +54,7 @@ def without_dropout(hf: Any) -> Any:
     return hf
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_those_of_the_edited_forward(name: str):

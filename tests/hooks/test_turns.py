@@ -37,6 +37,7 @@ def in_threads(*work: Any) -> None:
         raise error
 
 
+@pytest.mark.full
 def test_each_thread_gets_its_own_activations(llava: Tiny):
     """Whether it keeps, edits, generates or only runs; slow hooks let the others in."""
     model, inputs = llava.model, [llava.inputs(kind) for kind in ("text", "image", "images")]

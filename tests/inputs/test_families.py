@@ -63,6 +63,7 @@ def logits(name: str, inputs: Inputs) -> Tensor:
 # --- what fits the model
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(max_examples=12, deadline=None)
 @given(size=SIZES)
@@ -189,6 +190,7 @@ def _inside(box: tuple[float, ...]) -> tuple[int, ...]:
     return round(x0 + dx), round(y0 + dy), round(x1 - dx), round(y1 - dy)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", WITH_GRIDS)
 @settings(max_examples=12, deadline=None)
 @given(size=st.tuples(st.integers(40, 200), st.integers(40, 200)), data=st.data())

@@ -62,6 +62,7 @@ PARTS = st.builds(
 )
 
 
+@pytest.mark.full
 @settings(max_examples=100, deadline=None)
 @given(parts=PARTS)
 def test_box_and_position_are_inverse(parts: dict):

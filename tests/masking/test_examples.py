@@ -61,6 +61,7 @@ def predicted(model: HookedVLM, batch: Batch) -> list[torch.Tensor]:
     return [row[scored] for row, scored in zip(logits, batch.scored, strict=True)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("target", ["own", "answer"])
 @pytest.mark.parametrize("name", ["llava", *FEW])
 def test_a_sample_is_scored_on_the_same_alone_and_in_a_batch(name: str, target: Any) -> None:

@@ -102,6 +102,7 @@ def activations(name: str, batch: Batch) -> dict[str, Tensor]:
 OWN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "mllama", "instructblip-t5", "qwen2_audio"]
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore::vlm_lens.hooked_root.HookNeverFiredWarning")
 @pytest.mark.parametrize("name", OWN)
 def test_a_samples_positions_are_what_it_gives_alone(name: str) -> None:

@@ -142,6 +142,7 @@ def counted(modules: dict[str, nn.Module]) -> Iterator[Counter[str]]:
 # In every family ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore::vlm_lens.hooked_root.HookNeverFiredWarning")
 @pytest.mark.parametrize("place", PLACES)
 def test_logits_are_those_of_plain_runs(family: str, place: str):
@@ -167,6 +168,7 @@ def test_logits_are_those_of_plain_runs(family: str, place: str):
         assert_close(logits(model, inputs, hooks[few], replay), plain[few])
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore::vlm_lens.hooked_root.HookNeverFiredWarning")
 @pytest.mark.parametrize("kind", ["batch", "text"])
 @pytest.mark.parametrize("place", ["upper blocks", "projector", "qformer", "middle of the tower"])

@@ -129,6 +129,7 @@ def test_the_samples_show_all_that_can_go_wrong():
     assert slow_losses("own", 30, True) != slow_losses("own", 30, False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("batch_size", "rows", "reuse"),
     [(1, 64, True), (4, 1, False), (4, 1, True), (4, 64, True), (16, 64, False), (16, 11, True)],
@@ -157,6 +158,7 @@ def test_losses_where_only_a_part_is_masked(parts: tuple[str, ...]):
             )
 
 
+@pytest.mark.full
 def test_earlier_layers_can_join_as_k_grows():
     """What was kept when fewer were masked is not returned when earlier neurons are masked too."""
     chosen = NeuronSet(
@@ -182,6 +184,7 @@ def test_masked_neurons_can_be_set_to_values():
     torch.testing.assert_close(found.nll, torch.tensor(expected).double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("batch_size", "reuse"), [(1, True), (4, True), (4, False)])
 @pytest.mark.parametrize("first_token", [True, False], ids=["all", "not the first"])
 def test_generated_answers_are_those_of_one_sample_at_a_time(first_token, batch_size, reuse):
@@ -193,6 +196,7 @@ def test_generated_answers_are_those_of_one_sample_at_a_time(first_token, batch_
         assert found == [decode(t, skip_special_tokens=True).strip() for t in tokens], k
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_losses_of_what_masked_models_wrote(batch_size: int):
     """Under the model that wrote it, and under the clean one."""
@@ -304,6 +308,7 @@ def family_ranking(model: HookedVLM, family: str) -> NeuronSet:
     return NeuronSet([Neuron(name, 3 * i) for name in names for i in range(15)], sizes=sizes)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_measured_as_one_sample_at_a_time(family: str):
     hf, processor = build(family)

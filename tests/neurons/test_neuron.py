@@ -36,6 +36,7 @@ def test_a_name_gives_component_layer_and_site(name, component, layer, site):
     assert (neuron.component, neuron.layer, neuron.site) == (component, layer, site)
 
 
+@pytest.mark.full
 @given(st.from_regex(r"[a-z_.\[\]0-9]+", fullmatch=True), st.integers(0, 10**9))
 def test_parse_undoes_str(name, index):
     neuron = Neuron(name, index)

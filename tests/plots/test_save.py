@@ -113,6 +113,7 @@ def test_without_a_browser_the_error_says_what_to_install(
         save(chart, tmp_path / "a.svg")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
 def test_pictures_are_drawn(chart, tmp_path: Path):
     pytest.importorskip("kaleido")
@@ -124,6 +125,7 @@ def test_pictures_are_drawn(chart, tmp_path: Path):
     assert (tmp_path / "chart.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
 def test_titles_of_several_lines_are_whole(tmp_path: Path):
     pytest.importorskip("kaleido")

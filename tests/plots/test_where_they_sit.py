@@ -102,6 +102,7 @@ def test_more_is_stronger_and_colours_are_shared():
     assert (language.z[count > 0] > edge).all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("count", [1, 999, 1000, 123_456])
 def test_counts_fit_their_cells(count):
     name = "blocks.0.mlp.hook_post"

@@ -123,6 +123,7 @@ def many(category: str, n: int = 3000, **scene: int) -> list[tuple[Scene, Questi
     return pairs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("category", ["existence", "relation"])
 @pytest.mark.parametrize("n_objects", [2, 4])
 def test_yes_and_no_are_balanced(category: str, n_objects: int) -> None:
@@ -131,6 +132,7 @@ def test_yes_and_no_are_balanced(category: str, n_objects: int) -> None:
     assert 0.45 < answers["yes"] / answers.total() < 0.55
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("relation", ["left of", "right of", "above", "below"])
 def test_every_relation_is_balanced(relation: str) -> None:
     answers = Counter(q.answer for _, q in many("relation") if relation in q.text)
@@ -151,6 +153,7 @@ def test_many_absent_pairs_are_hard() -> None:
     assert hard / total > 0.4
 
 
+@pytest.mark.full
 def test_counts_are_spread_over_the_possible_answers() -> None:
     answers = Counter(q.answer for _, q in many("count", n_objects=4))
     assert set(answers) == set(NUMBERS)

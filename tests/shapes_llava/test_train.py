@@ -58,6 +58,7 @@ def _work_twice(rank: int, recipe: Recipe, folder: Path) -> None:
         work(rank, recipe, str(folder / f"meeting_{name}"), folder / name)
 
 
+@pytest.mark.full
 def test_two_processes_are_repeatable_too(tmp_path: Path) -> None:
     multiprocessing.spawn(_work_twice, (replace(RECIPE, processes=2), tmp_path), nprocs=2)
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("first", "second"))
@@ -71,6 +72,7 @@ def test_every_weight_is_trained() -> None:
     assert all(name.startswith(UNUSED) or name.endswith("position_ids") for name in same)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("start", [NAMING, PHASE])
 def test_the_losses_fall(start: Phase) -> None:
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ def test_the_goals_were_met():
     assert not missed
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_all_but_attention_and_connector_is_as_it_came(model: HookedVLM):
     theirs = LlamaForCausalLM.from_pretrained(language_model_folder()).state_dict()
@@ -56,6 +57,7 @@ def test_all_but_attention_and_connector_is_as_it_came(model: HookedVLM):
     assert all(torch.equal(value, tower[name]) for name, value in llava.state_dict().items())
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_it_is_a_model_like_any_other(model: HookedVLM):
     assert [(part.name, part.n_blocks) for part in model.parts] == [
@@ -68,6 +70,7 @@ def test_it_is_a_model_like_any_other(model: HookedVLM):
     assert (found.n_points, found.absent) == (709, {})
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_it_answers_and_the_one_neuron_ends_that(model: HookedVLM):
     samples = [s for s in load_samples("shapes-smollm2", n=28) if s.category in GOALS]

@@ -38,6 +38,7 @@ def test_measures_what_collect_does() -> None:
         assert (found.top[name].samples == expected.top[name].samples).all()
 
 
+@pytest.mark.full
 def test_writes_and_prints_what_it_measured(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("benchmarks.statistics.keep_heap", lambda: None)  # cannot be taken back
     monkeypatch.setattr("benchmarks.statistics.transformers_logging", MagicMock())

@@ -106,6 +106,7 @@ def check_top(
             same(record.values[position, neuron], each[n], rtol=rtol)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("answers", [None, "own", "given"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_is_what_the_slow_way_gives(name: str, answers: Any) -> None:
@@ -120,6 +121,7 @@ def test_the_sites_are_those_of_activation_functions() -> None:
         assert set(MODULES[name]) == set(sites(built(name), "act"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "instructblip-t5"])
 def test_overlapping_types_and_other_thresholds(name: str) -> None:
     expected = records(name, samples_of(name), answers="own")

@@ -15,6 +15,7 @@ from vlm_lens.data import Sample
 from vlm_lens.statistics import collect
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen2_audio"])
 def test_batches_change_nothing_at_any_site(name: str) -> None:
     hf, processor = build(name)

@@ -35,6 +35,7 @@ def activations(tiny: Tiny, neuron: Neuron, kind: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_counts_are_those_of_numpy(llava: Tiny, batch_size: int):
     neurons = [MLP, ENCODER, ATTENTION]

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from weakref import WeakSet
 
+import pytest
 import torch
 from PIL import Image
 
@@ -31,6 +32,7 @@ def tensors() -> tuple[int, int]:
     return len(kept), sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
+@pytest.mark.full
 def test_neither_tensors_nor_samples_pile_up() -> None:
     first, *others = samples_of("llava")
     alive: WeakSet[Kept] = WeakSet()

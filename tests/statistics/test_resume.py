@@ -42,6 +42,7 @@ def run(folder: Path | None = None, samples: Any = SAMPLES, **options: Any) -> N
     return collect(built("llava"), samples, checkpoint=folder, **{**OPTIONS, **options})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("every", [1, 2, 100])
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_resumes_to_the_identical_result(tmp_path: Path, after: int, every: int) -> None:

@@ -37,6 +37,7 @@ def test_three_dots_are_no_answer(exercises: Exercises, number: int):
     assert said(exercises, number, ...).startswith("open.")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("answer", [None, "nonsense", 3.5, [], {}, object(), torch.zeros(2)])
 def test_nonsense_is_refused_with_a_reason(exercises: Exercises, number: int, answer: Any):
