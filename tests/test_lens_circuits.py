@@ -102,7 +102,7 @@ def test_an_encoder_with_a_decoder_has_heads_in_both(name: str):
     model = HookedVLM(hf, processor=processor)
     labels = model.all_head_labels
     assert (labels[0], labels[-1], len(labels)) == ("EL0H0", "DL2H3", 24)
-    with pytest.raises(ValueError, match="one in its encoder and one in its decoder"):
+    with pytest.raises(ValueError, match="has two streams"):
         model.all_composition_scores("Q")
 
 

@@ -75,9 +75,11 @@ def test_the_real_model_collapses_without_one_neuron_and_its_controls_do_not():
     assert places["zero everywhere but at the first token"] < 0.05
     assert places["its mean of each: first token, others"] < 0.05
     somewhere = {row["zero at"]: sum(row[kind] for kind in kinds) for row in vlm["places"]}
-    assert max(somewhere["the first token"], somewhere["`<img>`"]) <= 1
+    assert max(somewhere["the first token"], somewhere["`<img>`"]) < 0.05 * somewhere["no position"]
     others = ("`</img>`", "the image", "the question")
     assert min(somewhere[place] for place in others) > 0.95 * somewhere["no position"]
+    of_vlm = {row["search"]: row["k*"] for row in vlm["against artefacts"]}
+    assert {k for name, k in of_vlm.items() if name.startswith("same norm")} == {4}
     random = [row for row in text["against other rankings"] if row["search"].startswith("random")]
     assert [row["k*"] for row in random] == [None] * 3
 

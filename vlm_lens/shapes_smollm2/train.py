@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -184,10 +184,12 @@ class Learner:
 # What a scene teaches
 
 
-def _depth(name: str) -> float:
+def _depth(name: str) -> int:
     """Before which layer of the language model a weight counts: the heads come after all."""
     part, index, *_ = name.split(".")
-    return {"connector": 0}.get(part, math.inf) if part != "adapters" else int(index)
+    if part == "adapters":
+        return int(index)
+    return 0 if part == "connector" else sys.maxsize
 
 
 def word_targets(learner: Learner, scenes: Sequence[Scene]) -> Float[Tensor, "batch tokens d"]:
