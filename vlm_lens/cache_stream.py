@@ -160,7 +160,10 @@ class StreamCache(transformer_lens.ActivationCache):
         Raises:
             ValueError: The text model is an encoder with a decoder.
         """
-        decoder_for(self.model, "TransformerLens' logit lens")
+        instead = (
+            "Use accumulated_resid(apply_ln=True) @ model.tokens_to_residual_directions(tokens)."
+        )
+        decoder_for(self.model, "TransformerLens' logit lens", instead=instead)
         return super().logit_lens(**kwargs)
 
     # Parts ------------------------------------------------------------------------------------

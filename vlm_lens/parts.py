@@ -161,12 +161,13 @@ def text_for(model: Any, what: str) -> Text:
     return model.text
 
 
-def decoder_for(model: Any, what: str) -> Text:
+def decoder_for(model: Any, what: str, *, instead: str = "") -> Text:
     """The language model of a `HookedVLM`, for something that needs one stream, in a decoder.
 
     Args:
         model: The model.
         what: What needs it, for the message.
+        instead: What to do with another model: a sentence.
 
     Raises:
         ArchitectureError: The model is a tower alone.
@@ -174,8 +175,9 @@ def decoder_for(model: Any, what: str) -> Text:
     """
     text = text_for(model, what)
     if text.has_encoder:
-        raise ValueError(
+        refused = (
             f"Expected a decoder alone for {what}, but the text model of this "
             f"{model.cfg.architecture} is an encoder with a decoder, which has two streams."
         )
+        raise ValueError(f"{refused} {instead}".rstrip())
     return text

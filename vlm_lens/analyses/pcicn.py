@@ -254,7 +254,7 @@ def _check(
         raise ValueError(f"expected alpha above 0, or there would be no noise, got {alpha}")
     if finite_number("threshold", threshold) < 0:
         raise ValueError(f"expected a threshold of at least 0, got {threshold}")
-    decoder_for(model, "PCICN")
+    decoder_for(model, "PCICN", instead="Score its neurons by another method, such as CAN.")
     if model.hf_model.training:
         raise ValueError(
             "the model is in training mode, in which dropout adds noise too: call model.eval()"

@@ -150,7 +150,7 @@ def _check_noise(model: HookedVLM, prompt: Sample | str, arguments: argparse.Nam
     from vlm_lens.parts import decoder_for
 
     with reading_input():
-        decoder_for(model, "PCICN")
+        decoder_for(model, "PCICN", instead="Try vlm-lens can.")
         noisy_positions(prompt_of(model, prompt), arguments.noise_on)
 
 

@@ -81,7 +81,7 @@ class Recipe:
         images: scenes drawn for a step.
         tales: scenes told in words for a step.
         relations: questions about relations, for each scene.
-        others: other questions, for each scene.
+        others: other questions, for each scene, beside one about existence.
         from_layer: what comes before this layer of the language model stays as it is.
         dtype: what the language model's layers compute with. A CPU that has instructions for
             bfloat16 is three times as fast with it, and any other four times as slow.
