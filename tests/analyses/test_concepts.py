@@ -27,6 +27,7 @@ from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.gather import Choice, Gathered, gather
 from vlm_lens.analyses.explaining.measures import auroc, intersection_over_union
 from vlm_lens.analyses.explaining.views import Views
+from vlm_lens.results.packing import built, packed
 from vlm_lens.shapes_llava.world import make_samples
 from vlm_lens.statistics.prepared import Answers, prepare
 
@@ -235,7 +236,7 @@ def test_annotations_of_another_form_are_refused(annotations: dict, message: str
 def test_concepts_survive_a_file():
     pair = Concept("image", (("color", "red"), ("place", "top left")))
     for concept in (BACKGROUND, word("red"), pair):
-        assert Concept.from_fields(concept.to_fields()) == concept
+        assert built(Concept, packed(concept, "", {}), {}) == concept
     assert str(pair) == "red at the top left"
     assert str(Concept("image", (("image row", "top"),))) == "the image's top"
 
@@ -360,7 +361,7 @@ def test_one_text_is_no_list_of_attributes():
 
 def test_explanations_survive_a_file(gathered: Gathered, plants: Planted):
     found = concepts()(gathered.explained[plants.both])
-    again = Explanation.from_fields(found.to_fields())
+    again = built(Explanation, packed(found, "", {}), {})
     assert (again.text, again.terms) == (found.text, found.terms)
     assert again.elsewhere == found.elsewhere
     assert again.details == found.details

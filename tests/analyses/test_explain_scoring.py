@@ -25,6 +25,7 @@ from vlm_lens.analyses.explaining.scoring import (
     shuffled_scores,
     simulated,
 )
+from vlm_lens.results.packing import built, packed
 
 NEURON = Neuron("blocks.1.mlp.hook_act", 0)
 
@@ -82,7 +83,7 @@ def test_a_score_is_the_correlation_over_all_positions():
     assert found.spearman == pytest.approx(spearmanr(predicted, some.values).statistic)
     assert found.positions == len(predicted) == 148
     assert found.notes == ()
-    assert Score.from_fields(found.to_fields()) == found
+    assert built(Score, packed(found, "", {}), {}) == found
 
 
 def test_the_scale_of_a_prediction_makes_no_difference():

@@ -115,10 +115,10 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_what_is_not_there_or_incomplete_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         NeuronScores.load(tmp_path)
-    fields = {"method": "CAN", "parameters": {}, "names": ["hook_embed"]}
+    fields = {"method": "CAN", "parameters": {}, "scores": {"hook_embed": {"tensor": "a"}}}
     write_result(tmp_path, kind="scores", fields=fields)
-    with pytest.raises(ValueError, match="'hook_embed' is missing"):
+    with pytest.raises(ValueError, match="no result that NeuronScores.load can read: KeyError"):
         NeuronScores.load(tmp_path)
-    write_result(tmp_path, kind="scores", fields={"names": []})
-    with pytest.raises(ValueError, match="'method' is missing"):
+    write_result(tmp_path, kind="scores", fields={"scores": {}})
+    with pytest.raises(ValueError, match="argument: 'method'"):
         NeuronScores.load(tmp_path)

@@ -24,11 +24,20 @@ def assert_identical(one: NeuronStatistics, other: NeuronStatistics) -> None:
 def assert_same(one: NeuronStatistics, other: NeuronStatistics, *, rtol: float = 1e-10) -> None:
     """Sums to rounding, everything else exactly."""
     (fields, tensors), (other_fields, other_tensors) = one.packed(), other.packed()
-    for name in ("token_types", "sites", "ranges", "left_out"):
+    for name in ("token_types", "ranges", "left_out"):
         assert fields[name] == other_fields[name], name
+    assert _counts(one) == _counts(other)
     assert tensors.keys() == other_tensors.keys()
     for name, tensor in tensors.items():
         if name.rpartition("/")[2] in EXACT:
             assert torch.equal(tensor, other_tensors[name]), name
         else:
             torch.testing.assert_close(tensor, other_tensors[name], rtol=rtol, atol=1e-12)
+
+
+def _counts(found: NeuronStatistics) -> dict[str, dict[tuple[int, ...], int]]:
+    """At how many positions there were which types, by hook name."""
+    return {
+        name: {types: moments.count for types, moments in site.moments.items()}
+        for name, site in found.sites.items()
+    }

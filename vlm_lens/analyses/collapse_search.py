@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vlm_lens.masking.runs import MaskedRun, MaskedRuns
 from vlm_lens.masking.search import smallest
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.results import HALF_DONE, hf_model_of, provenance, read_result, write_result
+from vlm_lens.results.packing import packed, unpacked
 
 OnMeasure = Callable[[Measurement], None]
 _FREE = (PERPLEXITY, PERPLEXITY_RATIO, AGREEMENT)
@@ -234,13 +235,13 @@ class Search:
                 f"{str(folder)!r} holds the measurements of another search (other neurons, samples "
                 "or options): choose another folder, or delete its search.json"
             )
-        known = map(Measurement.from_fields, fields["measurements"])
+        known = unpacked(tuple[Measurement, ...], fields["measurements"], {})
         self._judged = {measurement.k: measurement for measurement in known}
 
     def _keep(self, measurement: Measurement) -> None:
         self._judged[measurement.k] = measurement
         if self._options.checkpoint is not None:
-            fields = {"fingerprint": self._fingerprint, "measurements": [*map(asdict, self.curve)]}
+            fields = {"fingerprint": self._fingerprint, "measurements": packed(self.curve, "", {})}
             write_result(self._options.checkpoint, kind="search", fields=fields)
         if self._options.on_measure is not None:
             self._options.on_measure(measurement)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-KIND = "comparison"
-"""What results of this kind are called on disk."""
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Mapping[str, CriticalNeurons]):
+class Comparison(Result, Mapping[str, CriticalNeurons]):
     """Searches by label; a mapping.
 
     Attributes:
@@ -49,6 +43,9 @@ class Comparison(Mapping[str, CriticalNeurons]):
         0     CAN     1            1
         1  random  <NA>            0
     """
+
+    KIND = "comparison"
+    DIGITS = ".4g"
 
     title: str
     results: dict[str, CriticalNeurons]
@@ -118,59 +115,15 @@ class Comparison(Mapping[str, CriticalNeurons]):
         (label, first), *others = self.results.items()
         return replace(first, method=label).plot(others=dict(others))
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the comparison and, in numbered folders inside, each result.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to.
-        """
-        fields = {"title": self.title, "labels": list(self.results)}
-        for i, result in enumerate(self.results.values()):
-            result.save(_place(folder, i))
-        write_result(folder, kind=KIND, fields=fields)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Comparison:
-        """Reads what `save` wrote; tuples among the parameters come back as lists.
-
-        Raises:
-            FileNotFoundError: There is no comparison in the folder, or a result is missing.
-            ValueError: A file is damaged or is something else.
-        """
-        fields, _ = read_result(folder, kind=KIND)
-        title, labels = fields.get("title"), fields.get("labels")
-        if not isinstance(title, str) or not isinstance(labels, list) or not labels:
-            raise ValueError(
-                f"{os.fspath(folder)!r} holds no comparison that Comparison.load can read: its "
-                "title or labels are missing. Write it with Comparison.save."
-            )
-        results = {
-            str(label): CriticalNeurons.load(_place(folder, i)) for i, label in enumerate(labels)
-        }
-        return cls(title, results)
-
-    def __repr__(self) -> str:
+    def summary(self) -> str:
+        """What is compared, and k* of each search, in a line."""
         found = ", ".join(
             f"{label}: {'none' if result.k is None else f'{result.k:,}'}"
             for label, result in self.results.items()
         )
-        return f"Comparison({self.title}; k* of {found})"
-
-    def __str__(self) -> str:
-        table = self.table().to_string(index=False, float_format="{:.4g}".format)
-        return "\n".join([self.title, table, *map("Note: {}".format, self.notes)])
-
-    def _repr_html_(self) -> str:
-        table = self.table().to_html(index=False, float_format="{:.4g}".format)
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p><b>{escape(self.title)}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
+        return f"{self.title}; k* of {found}"
 
 
 def compared_at(first: CriticalNeurons) -> int:
     """The k at which others are compared with a result: its k*, or the most neurons it masked."""
     return first.curve[-1].k if first.k is None else first.k
-
-
-def _place(folder: str | os.PathLike[str], i: int) -> Path:
-    return Path(folder) / f"{i:02}"

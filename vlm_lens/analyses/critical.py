@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,14 +11,10 @@ import pandas as pd
 
 from vlm_lens.analyses.places import places
 from vlm_lens.neurons import NeuronSet
-from vlm_lens.neurons.files import decoded, encoded
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-KIND = "critical"
-"""What results of this kind are called on disk."""
 
 By = Literal["component", "layer", "matrix", "site"]
 
@@ -40,17 +35,6 @@ class Measurement:
     metrics: dict[str, float]
     collapsed: bool | None = None
     answers: tuple[str, ...] | None = None
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Measurement:
-        """A measurement from what `dataclasses.asdict` made of it, as read from a file."""
-        answers = fields["answers"]
-        return cls(
-            k=int(fields["k"]),
-            metrics={str(name): float(value) for name, value in fields["metrics"].items()},
-            collapsed=fields["collapsed"],
-            answers=None if answers is None else tuple(answers),
-        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class Stages:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CriticalNeurons:
+class CriticalNeurons(Result):
     """The fewest best-ranked neurons without which a model collapses.
 
     Attributes:
@@ -117,6 +101,9 @@ class CriticalNeurons:
         1  1      False         2.5
         2  2       True        99.0
     """
+
+    KIND = "critical"
+    DIGITS = ".6g"
 
     method: str
     k: int | None
@@ -208,38 +195,6 @@ class CriticalNeurons:
         # Where one size is not known, nor is the sum.
         return grouped.agg(lambda column: column.sum(skipna=False)).reset_index()
 
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``critical.json`` into a folder, which is made if there is none.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to, or has another file of that name.
-        """
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields["ranking"] = encoded(self.ranking, self.ranking.sizes)
-        fields["curve"] = [asdict(measurement) for measurement in self.curve]
-        fields["stages"] = asdict(self.stages)
-        write_result(folder, kind=KIND, fields=fields)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> CriticalNeurons:
-        """Reads what `save` wrote; tuples among the parameters come back as lists.
-
-        Raises:
-            FileNotFoundError: There is no such result in the folder.
-            ValueError: The file is damaged, is something else, or is from a newer vlm_lens.
-        """
-        fields, _ = read_result(folder, kind=KIND)
-        try:
-            return cls(**_rebuilt(fields))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(folder)!r} holds no result that CriticalNeurons.load can read: "
-                f"{error!r}. Write it with CriticalNeurons.save."
-            ) from error
-
     # Looking at it ----------------------------------------------------------------------------
 
     def plot(self, *, others: Mapping[str, CriticalNeurons] | None = None) -> go.Figure:
@@ -267,35 +222,12 @@ class CriticalNeurons:
             parts.append("not monotone")
         return f"{self.method}: {'; '.join(parts)}"
 
-    def __repr__(self) -> str:
-        return f"CriticalNeurons({self.summary()})"
-
-    def __str__(self) -> str:
-        lines = [
-            repr(self),
-            self.table().to_string(index=False),
-            *map("Note: {}".format, self.notes),
-        ]
-        return "\n".join(lines)
-
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
             f"<p><b>{escape(self.summary())}</b></p>{_html_table(self)}"
             f"<p>{escape(self.stages.rule)}</p>{notes and f'<ul>{notes}</ul>'}"
         )
-
-
-def _rebuilt(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as they were before they were written."""
-    neurons, sizes = decoded(fields["ranking"])
-    return {
-        **fields,
-        "ranking": NeuronSet(neurons, sizes=sizes),
-        "curve": tuple(map(Measurement.from_fields, fields["curve"])),
-        "stages": Stages(**fields["stages"]),
-        **{name: tuple(fields[name]) for name in ("prompts", "references", "notes")},
-    }
 
 
 def _html_table(result: CriticalNeurons) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import os
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +13,13 @@ from torch import Tensor
 
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.results import read_result, write_result
-
-KIND = "entry_scores"
-"""What results of this kind are called on disk."""
+from vlm_lens.results import Result
 
 _ARRAYS = ("name_index", "position", "index", "score")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EntryScores:
+class EntryScores(Result):
     """Entries (hook point, position, neuron) of one prompt, best first.
 
     A neuron that scores high at several positions has several entries. Masking it masks it at all
@@ -57,6 +52,9 @@ class EntryScores:
         >>> scores.n_neurons(2), scores.n_entries(2)
         (1, 3)
     """
+
+    KIND = "entry_scores"
+    DIGITS = ".6g"
 
     sizes: dict[str, int]
     name_index: Int[Tensor, " entry"]
@@ -145,51 +143,19 @@ class EntryScores:
         whole = dict.fromkeys(("rank", "index", "position"), "int64")
         return frame.astype({**whole, "layer": "Int64", "score": "float64"})
 
-    def __repr__(self) -> str:
+    def table(self) -> pd.DataFrame:
+        """The ten best entries."""
+        return self.to_dataframe()
+
+    def summary(self) -> str:
+        """How many entries there are, and the first, in a line."""
         neurons = self._first_entries
         counts = f"{self.method}: {len(self)} entries of {len(neurons)} neurons"
         if not neurons:
-            return f"EntryScores({counts})"
+            return counts
         position = int(self.position[0])
         where = f"{next(iter(neurons))} at {position}, {self.tokens[position]!r}"
-        return f"EntryScores({counts}; first {where})"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.to_dataframe().to_html(index=False)}"
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``entry_scores.json`` and its tensors into a folder, made if need be.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to, or has another file of that name.
-        """
-        names = (name for name in self.__dataclass_fields__ if name not in _ARRAYS)
-        write_result(
-            folder,
-            kind=KIND,
-            fields={name: getattr(self, name) for name in names},
-            tensors={name: getattr(self, name) for name in _ARRAYS},
-        )
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> EntryScores:
-        """Reads what `save` wrote; tuples among the parameters come back as lists.
-
-        Raises:
-            FileNotFoundError: There is no such result in the folder.
-            ValueError: A file is damaged, is something else, or is from a newer vlm_lens.
-        """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            return cls(**{**fields, **tensors, "tokens": tuple(fields["tokens"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(folder)!r} holds no result that EntryScores.load can read: {error!r}. "
-                "Write it with EntryScores.save."
-            ) from error
+        return f"{counts}; first {where}"
 
 
 def _check_count(what: str, n: int, total: int) -> None:

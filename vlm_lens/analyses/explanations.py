@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from vlm_lens.analyses.exemplars import Exemplars
 from vlm_lens.analyses.explaining import files
@@ -23,13 +22,10 @@ from vlm_lens.analyses.explaining.scoring import (
 )
 from vlm_lens.data import Sample
 from vlm_lens.neurons import Neuron
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     from vlm_lens.plots.exemplar_sheet import ExemplarSheet
-
-KIND = "explanations"
-"""What results of this kind are called on disk."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +55,7 @@ class ExplainedNeuron:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Explanations(Mapping[Neuron, ExplainedNeuron]):
+class Explanations(Result, Mapping[Neuron, ExplainedNeuron]):
     """Explanations of neurons and their scores; a mapping from neurons.
 
     The score of a neuron is Pearson's correlation of predicted and true activations over the
@@ -76,6 +72,9 @@ class Explanations(Mapping[Neuron, ExplainedNeuron]):
         parameters: With what this was made, as JSON can hold it.
         notes: What a reader must know.
     """
+
+    KIND = "explanations"
+    DIGITS = ".3g"
 
     neurons: tuple[ExplainedNeuron, ...]
     shuffled: Float[np.ndarray, "times neuron"]
@@ -217,63 +216,39 @@ class Explanations(Mapping[Neuron, ExplainedNeuron]):
             f"{len(self)} neurons, mean score {self.scores.mean():.3f}{chance}{share}{p}{skipped}"
         )
 
-    def __repr__(self) -> str:
-        return f"Explanations({self.summary()})"
-
-    def __str__(self) -> str:
-        best = self.to_dataframe().head(10)
-        shown = ""
-        if len(best):
-            columns = ["neuron", "explanation", "score", "shuffled", "p"]
-            shown = best.to_string(columns=columns, index=False, float_format="{:.3g}".format)
-        return "\n".join([self.summary(), shown, *map("Note: {}".format, self.notes)])
-
-    def _repr_html_(self) -> str:
-        best = self.to_dataframe().head(10)
-        table = best.to_html(index=False, float_format="{:.3g}".format)  # which escapes texts
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p><b>{escape(self.summary())}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
+    def shown(self) -> pd.DataFrame:
+        """The ten best explanations."""
+        columns = ["neuron", "explanation", "score", "shuffled", "p"]
+        return self.to_dataframe().loc[:9, columns]
 
     # On disk ----------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], *, shown: int = 4) -> None:
-        """Writes ``explanations.json`` and its tensors into a folder.
-
-        Images are not written; `load` takes the samples for them.
+    def packed(self, *, shown: int = 4) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Fields that JSON can hold, and tensors. Images are not written.
 
         Args:
-            folder: Is made if there is none.
             shown: How many top exemplars of each neuron are kept, of each half; the scores stay
                 those of all.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to, or has another file of that name.
         """
-        fields, tensors = files.packed(self, shown=shown)
-        write_result(folder, kind=KIND, fields=fields, tensors=tensors)
+        return files.packed(self, shown=shown)
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], *, samples: Sequence[Sample] | None = None
+    def unpacked(
+        cls,
+        written: dict[str, Any],
+        tensors: dict[str, Tensor],
+        *,
+        samples: Sequence[Sample] | None = None,
     ) -> Explanations:
-        """Reads what `save` wrote.
+        """What `packed` took apart.
 
         Args:
-            folder: Where it is.
+            written: The fields.
+            tensors: The tensors.
             samples: Those that were explained, for their images; without them, sheets show the
                 activations without what they are about.
 
         Raises:
-            FileNotFoundError: There is no such result in the folder.
-            ValueError: A file is damaged, is something else, or is from a newer vlm_lens; or the
-                samples are others.
+            ValueError: The samples are others.
         """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            return cls(**files.unpacked(fields, tensors, samples))
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{os.fspath(folder)!r} holds no result that Explanations.load can read: "
-                f"{error!r}. Write it with Explanations.save."
-            ) from error
+        return cls(**files.unpacked(written, tensors, samples))

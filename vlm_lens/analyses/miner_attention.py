@@ -50,7 +50,7 @@ class LastTokenAttention(TableResult):
     the same) and ``n_samples``.
     """
 
-    KIND: ClassVar[str] = "last_token_attention"
+    KIND = "last_token_attention"
     TITLE: ClassVar[str] = "Attention of the prompt's last token"
 
     def table(self) -> pd.DataFrame:

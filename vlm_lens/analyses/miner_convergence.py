@@ -51,7 +51,7 @@ class Convergence(TableResult):
     - ``n_samples``.
     """
 
-    KIND: ClassVar[str] = "convergence"
+    KIND = "convergence"
     TITLE: ClassVar[str] = "How near modalities come to each other"
 
     def table(self) -> pd.DataFrame:

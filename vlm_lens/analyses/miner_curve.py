@@ -55,7 +55,7 @@ class MaskingCurve(TableResult):
     ``standard_error`` over samples and ``n_samples``.
     """
 
-    KIND: ClassVar[str] = "masking_curve"
+    KIND = "masking_curve"
     TITLE: ClassVar[str] = "Performance with modality-specific neurons masked"
 
     @property

@@ -54,7 +54,7 @@ class Phenomena(TableResult):
     NaN for special tokens and without them) and ``n_samples``.
     """
 
-    KIND: ClassVar[str] = "phenomena"
+    KIND = "phenomena"
     TITLE: ClassVar[str] = "Semantic probing and semantic telomeres"
 
     def table(self) -> pd.DataFrame:

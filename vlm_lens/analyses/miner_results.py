@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Result = TypeVar("Result", bound="TableResult")
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TableResult:
+class TableResult(Result):
     """A result with one row for each measurement.
 
     Attributes:
@@ -28,7 +24,7 @@ class TableResult:
         notes: What a reader must know.
     """
 
-    KIND: ClassVar[str] = "table"
+    KIND = "table"
     TITLE: ClassVar[str] = "Measurements"
 
     frame: pd.DataFrame
@@ -52,54 +48,9 @@ class TableResult:
         """What figures and tables are called."""
         return self.TITLE
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.title}; {len(self.frame)} measurements)"
-
-    def __str__(self) -> str:
-        table = self.table().to_string(index=False, float_format="{:.3f}".format)
-        return "\n".join([self.title, table, *map("Note: {}".format, self.notes)])
-
-    def _repr_html_(self) -> str:
-        table = self.table().to_html(index=False, float_format="{:.3f}".format)
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p><b>{escape(self.title)}</b></p>{table}{notes and f'<ul>{notes}</ul>'}"
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the table, its parameters and notes into a folder, as JSON.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to.
-        """
-        columns = {str(name): str(dtype) for name, dtype in self.frame.dtypes.items()}
-        plain = self.frame.astype(object).where(self.frame.notna(), None)
-        rows = [[_plain(value) for value in row] for row in plain.values.tolist()]
-        fields = {"columns": columns, "rows": rows}
-        write_result(
-            folder,
-            kind=self.KIND,
-            fields={**fields, "parameters": self.parameters, "notes": self.notes},
-        )
-
-    @classmethod
-    def load(cls: type[Result], folder: str | os.PathLike[str]) -> Result:
-        """Reads what `save` wrote; tuples among the parameters come back as lists.
-
-        Raises:
-            FileNotFoundError: There is no such result in the folder.
-            ValueError: The file is damaged, or was written by a later version.
-        """
-        fields, _ = read_result(folder, kind=cls.KIND)
-        try:
-            frame = pd.DataFrame(fields["rows"], columns=list(fields["columns"]), dtype=object)
-            frame = frame.astype(fields["columns"])
-            return cls(frame, fields["parameters"], tuple(fields["notes"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the {cls.KIND} in {os.fspath(folder)!r} ({error}): measure anew."
-            ) from error
+    def summary(self) -> str:
+        """What was measured, in a line."""
+        return f"{self.title}; {len(self.frame)} measurements"
 
 
 Rows = list[dict[Any, Any]]
@@ -122,8 +73,3 @@ def lines_of(
         xs.append(row[x])
         ys.append(row[y])
     return lines
-
-
-def _plain(value: Any) -> Any:
-    """A number of NumPy as one of Python."""
-    return value.item() if hasattr(value, "item") else value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -15,15 +13,12 @@ from torch import Tensor
 
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from vlm_lens.neurons import NeuronSet
-
-KIND = "modality_scores"
-"""The kind of result that these scores are on disk."""
 
 Metric = Literal["prob", "mean", "max", "attn_k", "attn_q"]
 METRICS: tuple[Metric, ...] = ("prob", "mean", "max", "attn_k", "attn_q")
@@ -43,7 +38,7 @@ Weights = Sequence[int | float] | Mapping[Metric, int | float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ModalityScores:
+class ModalityScores(Result):
     """MINER's importance score matrix, over all samples and data sets.
 
     Attributes:
@@ -68,6 +63,8 @@ class ModalityScores:
         >>> scores.to_dataframe(1)[["modality", "index", "score"]].values.tolist()
         [['text', 1, 1.0], ['image', 0, 1.0]]
     """
+
+    KIND = "modality_scores"
 
     importance: Float[Tensor, "metric modality layer neuron"]
     modalities: tuple[str, ...]
@@ -164,58 +161,17 @@ class ModalityScores:
 
         return importance_by_layer(self, weights=weights, selected=selected)
 
-    def __repr__(self) -> str:
+    def table(self) -> pd.DataFrame:
+        """The ten best neurons of each modality."""
+        return self.to_dataframe()
+
+    def summary(self) -> str:
+        """Of which modalities, neurons and samples, in a line."""
         n_neurons, n_sites = self.importance[0, 0].numel(), len(self.sites)
         return (
-            f"ModalityScores({', '.join(self.occurring)}: {n_neurons:,} neurons at {n_sites} hook "
-            f"point{'s' * (n_sites != 1)}; {sum(self.n_samples.values()):,} samples)"
+            f"{', '.join(self.occurring)}: {n_neurons:,} neurons at {n_sites} hook "
+            f"point{'s' * (n_sites != 1)}; {sum(self.n_samples.values()):,} samples"
         )
-
-    def __str__(self) -> str:
-        table = self.to_dataframe().to_string(index=False, float_format="{:.3f}".format)
-        return "\n".join([repr(self), table, *map("Note: {}".format, self.notes)])
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        table = self.to_dataframe().to_html(index=False, float_format="{:.3f}".format)
-        return f"<p>{escape(repr(self))}</p>{table}{notes and f'<ul>{notes}</ul>'}"
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``modality_scores.json`` and its tensors into a folder.
-
-        Raises:
-            TypeError: A parameter is something that JSON cannot hold.
-            OSError: The folder cannot be written to.
-        """
-        names = ("modalities", "sites", "n_samples", "n_with", "parameters", "notes")
-        fields = {name: getattr(self, name) for name in names}
-        write_result(folder, kind=KIND, fields=fields, tensors={"importance": self.importance})
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> ModalityScores:
-        """Reads what `save` wrote; tuples among the parameters come back as lists.
-
-        Raises:
-            FileNotFoundError: There are no such scores in the folder.
-            ValueError: A file is damaged, or was written by a later version.
-        """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            return cls(
-                importance=tensors["importance"],
-                modalities=tuple(fields["modalities"]),
-                sites=tuple(fields["sites"]),
-                n_samples=fields["n_samples"],
-                n_with=fields["n_with"],
-                parameters=fields["parameters"],
-                notes=tuple(fields["notes"]),
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"cannot read the scores in {os.fspath(folder)!r}: {error} is missing. Score anew."
-            ) from error
 
 
 def checked_weights(weights: Weights) -> list[float]:

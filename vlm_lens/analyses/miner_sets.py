@@ -36,7 +36,7 @@ class Overlap(TableResult):
     many or more (hypergeometric).
     """
 
-    KIND: ClassVar[str] = "set_overlap"
+    KIND = "set_overlap"
     TITLE: ClassVar[str] = "Neurons that modalities share"
 
     def matrix(self, value: str = "jaccard") -> pd.DataFrame:
@@ -67,7 +67,7 @@ class LayerCounts(TableResult):
     ``density``: the share of the layer's neurons that this is.
     """
 
-    KIND: ClassVar[str] = "layer_counts"
+    KIND = "layer_counts"
     TITLE: ClassVar[str] = "Where each modality's neurons are"
 
     def table(self) -> pd.DataFrame:

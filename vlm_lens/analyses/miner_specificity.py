@@ -48,7 +48,7 @@ class Specificity(TableResult):
     ``n_samples``.
     """
 
-    KIND: ClassVar[str] = "specificity"
+    KIND = "specificity"
     TITLE: ClassVar[str] = "Specificity: what is lost by masking a modality's neurons"
 
     def matrix(self, value: str = "excess") -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,31 +112,13 @@ class SiteCounts:
         chances[:, 0] = 1
         return cls(**zeros, chances=chances)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by their attributes' names."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     def to(self, device: torch.device | str) -> SiteCounts:
         """The same on a device."""
-        return SiteCounts(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        names = [field.name for field in fields(self)]
+        return SiteCounts(**{name: getattr(self, name).to(device) for name in names})
 
 
 State = dict[str, SiteCounts]
-
-
-def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields and tensors for a checkpoint."""
-    tensors = {f"{name}/{k}": t for name, site in state.items() for k, t in site.tensors().items()}
-    return {"names": list(state)}, tensors
-
-
-def unpack(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
-    """What `pack` took apart."""
-    names = [field.name for field in fields(SiteCounts)]
-    return {
-        name: SiteCounts(**{key: tensors[f"{name}/{key}"] for key in names})
-        for name in about["names"]
-    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,14 +15,13 @@ from vlm_lens.analyses.neuron_types_counts import (
     Grid,
     State,
     Thresholds,
-    pack,
-    unpack,
 )
 from vlm_lens.analyses.progress import digest_of_weights
 from vlm_lens.analyses.sites import Which
 from vlm_lens.data import Sample
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
+from vlm_lens.results.packing import packed_whole, unpacked
 from vlm_lens.statistics import NeuronStatistics, TokenType, collect
 from vlm_lens.statistics.prepared import Answers
 from vlm_lens.statistics.streaming import Checkpoint, OnBatch, stream
@@ -186,6 +186,6 @@ class Passes:
             kind="types-progress",
             belongs_to=about,
             every=self.checkpoint_every,
-            pack=pack,
-            unpack=unpack,
+            pack=packed_whole,
+            unpack=partial(unpacked, State),
         )

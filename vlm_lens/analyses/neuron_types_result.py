@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -19,14 +17,11 @@ from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts, State
 from vlm_lens.analyses.neuron_types_null import false_discovery_rates, tails
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 from vlm_lens.statistics import TopSamples
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-KIND = "types"
-"""What results of this kind are called on disk."""
 
 Label = Literal["visual", "text", "multi-modal", "unknown"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -107,7 +102,7 @@ def check_shares(*, high_confidence: int | float, alpha: int | float) -> None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronTypes:
+class NeuronTypes(Result):
     """The types of all neurons of some hook points.
 
     Attributes:
@@ -125,6 +120,9 @@ class NeuronTypes:
         >>> found.neurons("visual", high_confidence=True)
         NeuronSet(1 neuron: blocks.0.mlp.hook_act 1)
     """
+
+    KIND = "types"
+    DIGITS = ".6g"
 
     sites: Mapping[str, SiteTypes]
     parameters: dict[str, Any]
@@ -271,47 +269,9 @@ class NeuronTypes:
 
         return type_proportions(self, high_confidence=high_confidence)
 
-    def __repr__(self) -> str:
+    def summary(self) -> str:
+        """How many neurons have each label, in a line."""
         counts = torch.bincount(self._joined.labels, minlength=len(LABELS)).tolist()
         each = ", ".join(f"{label} {n:,}" for label, n in zip(LABELS, counts, strict=True))
         sure = sum(int(self.is_significant(name).sum()) for name in self.sites)
-        return f"NeuronTypes({sum(counts):,} neurons: {each}; {sure:,} by more than chance)"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.table().to_html(index=False)}"
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``types.json`` and its tensors into a folder.
-
-        Raises:
-            OSError: The folder cannot be written to.
-        """
-        fields = {"names": list(self.sites), "parameters": self.parameters, "tried": self.tried}
-        tensors = {
-            f"{name}/{key}": getattr(site, key)
-            for name, site in self.sites.items()
-            for key in SiteTypes.__dataclass_fields__
-        }
-        write_result(folder, kind=KIND, fields=fields, tensors=tensors)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> NeuronTypes:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: There are no types in the folder.
-            ValueError: A file is damaged, or was written by a later version.
-        """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            sites = {
-                name: SiteTypes(*(tensors[f"{name}/{k}"] for k in SiteTypes.__dataclass_fields__))
-                for name in fields["names"]
-            }
-            return cls(sites, fields["parameters"], fields["tried"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"cannot read the types in {os.fspath(folder)!r}: {error} is missing. Type anew."
-            ) from error
+        return f"{sum(counts):,} neurons: {each}; {sure:,} by more than chance"

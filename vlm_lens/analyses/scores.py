@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +13,11 @@ from torch import Tensor
 
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.results import read_result, write_result
-
-KIND = "scores"
-"""The kind of result that scores are on disk."""
+from vlm_lens.results import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronScores(Mapping[str, Float[Tensor, " _"]]):
+class NeuronScores(Result, Mapping[str, Float[Tensor, " _"]]):
     """Scores of neurons by hook name, higher for more important ones; a mapping.
 
     A score that is NaN could not be measured, and is never ranked.
@@ -38,6 +34,9 @@ class NeuronScores(Mapping[str, Float[Tensor, " _"]]):
         >>> scores
         NeuronScores(demo: 3 neurons at 1 hook point)
     """
+
+    KIND = "scores"
+    DIGITS = ".6g"
 
     scores: dict[str, Float[Tensor, " _"]]
     method: str
@@ -110,47 +109,14 @@ class NeuronScores(Mapping[str, Float[Tensor, " _"]]):
         scores = [float(self.scores[neuron.name][neuron.index]) for neuron in best]
         return best.to_dataframe().assign(score=scores)
 
-    def __repr__(self) -> str:
+    def table(self) -> pd.DataFrame:
+        """The ten best neurons."""
+        return self.to_dataframe()
+
+    def summary(self) -> str:
+        """How many neurons have a score, in a line."""
         n_neurons = sum(map(len, self.scores.values()))
         n_missing = sum(int(values.isnan().sum()) for values in self.scores.values())
         missing = f"; {n_missing} without a score" if n_missing else ""
         plural = "s" * (len(self) != 1)
-        return (
-            f"NeuronScores({self.method}: {n_neurons} neurons at {len(self)} hook point{plural}"
-            f"{missing})"
-        )
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.to_dataframe().to_html(index=False)}"
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``scores.json`` and its tensors into a folder.
-
-        Raises:
-            OSError: The folder cannot be written to.
-        """
-        fields = {
-            "method": self.method,
-            "parameters": self.parameters,
-            "names": list(self.scores),
-        }
-        write_result(folder, kind=KIND, fields=fields, tensors=self.scores)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> NeuronScores:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: There are no scores in the folder.
-            ValueError: A file is damaged, or was written by a later version.
-        """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            values = {name: tensors[name] for name in fields["names"]}
-            return cls(values, fields["method"], fields["parameters"])
-        except KeyError as error:
-            raise ValueError(
-                f"cannot read the scores in {os.fspath(folder)!r}: {error} is missing. Score anew."
-            ) from error
+        return f"{self.method}: {n_neurons} neurons at {len(self)} hook point{plural}{missing}"

@@ -155,12 +155,12 @@ def _scores(
     folder: RunFolder, model: HookedVLM, samples: Sequence[Sample], scoring: dict[str, Any]
 ) -> NeuronScores:
     from vlm_lens.analyses import can
-    from vlm_lens.analyses.scores import KIND, NeuronScores
+    from vlm_lens.analyses.scores import NeuronScores
 
     with bar("scoring", "batches") as shown:
         score = partial(can.score, model, samples, **scoring)
         make = partial(score, checkpoint=folder.checkpoint, on_batch=shown.scored)
-        scores = folder.kept("", kind=KIND, load=NeuronScores.load, make=make)
+        scores = folder.kept("", kind=NeuronScores.KIND, load=NeuronScores.load, make=make)
     if not scores.ranking(1):
         raise InputError("no neuron has a score above 0, so that there is none to mask")
     return scores

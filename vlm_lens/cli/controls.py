@@ -27,7 +27,7 @@ def make_tables(
         shared: Those whose first search is the command's own, which is not repeated.
         step: Says what comes next.
     """
-    from vlm_lens.analyses.comparison import KIND, Comparison
+    from vlm_lens.analyses.comparison import Comparison
 
     made = []
     for name, table in tables.items():
@@ -35,5 +35,5 @@ def make_tables(
         place: Path = folder.share_checkpoint(name) if name in shared else folder.checkpoint / name
         with bar(name.replace("_", " "), "sets") as shown:
             make = partial(table, checkpoint=place, on_measure=shown.measured)
-            made.append(folder.kept(name, kind=KIND, load=Comparison.load, make=make))
+            made.append(folder.kept(name, kind=Comparison.KIND, load=Comparison.load, make=make))
     return made

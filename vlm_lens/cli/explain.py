@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         check_named(model, samples, named)
     folder.claim(**checksums(model, samples), named=_digest(named or ()))
     from vlm_lens.analyses.explain import explain
-    from vlm_lens.analyses.explanations import KIND, Explanations
+    from vlm_lens.analyses.explanations import Explanations
 
     def make() -> Explanations:
         with_what = {
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
         return _explained(partial(explain, model, samples, chosen, **with_what), ways, step)
 
     load = partial(Explanations.load, samples=samples)
-    found = folder.kept("", kind=KIND, load=load, make=make, is_whole=_is_answered)
+    found = folder.kept("", kind=Explanations.KIND, load=load, make=make, is_whole=_is_answered)
     _write_down(folder, found, arguments.model, step)
 
 

@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_lens.cli.checks import InputError, reading_input
 from vlm_lens.cli.values import path
 from vlm_lens.whole_file import is_unfinished, replace_file
+
+if TYPE_CHECKING:
+    from vlm_lens.results import Result
 
 KIND = "run"
 """The kind of result that the command itself is on disk."""
@@ -38,15 +41,7 @@ def add_out(
     parser.set_defaults(interrupted="interrupted; the same command goes on from what is done")
 
 
-@runtime_checkable
-class Result(Protocol):
-    """What can be kept in a folder."""
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes it."""
-
-
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True)

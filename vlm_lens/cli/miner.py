@@ -178,14 +178,14 @@ def _scores(
 ) -> ModalityScores:
     from vlm_lens.analyses import miner
     from vlm_lens.analyses.miner_pass import LeftOutWarning
-    from vlm_lens.analyses.miner_scores import KIND, ModalityScores
+    from vlm_lens.analyses.miner_scores import ModalityScores
 
     options = {"split": arguments.separate, "batch_size": arguments.batch_size, "sites": names}
     with bar("scoring", "batches") as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftOutWarning)  # the notes say so too
         score = partial(miner.score, model, datasets, **options)
         make = partial(score, checkpoint=folder.checkpoint, on_batch=shown.scored)
-        return folder.kept("", kind=KIND, load=ModalityScores.load, make=make)
+        return folder.kept("", kind=ModalityScores.KIND, load=ModalityScores.load, make=make)
 
 
 def _mined(folder: RunFolder, scores: ModalityScores, arguments: argparse.Namespace) -> Mined:

@@ -158,7 +158,7 @@ def _entries(
     folder: RunFolder, model: HookedVLM, prompt: Sample | str, arguments: argparse.Namespace
 ) -> EntryScores:
     from vlm_lens.analyses import pcicn
-    from vlm_lens.analyses.entry_scores import KIND, EntryScores
+    from vlm_lens.analyses.entry_scores import EntryScores
 
     make = partial(
         pcicn.score,
@@ -170,7 +170,7 @@ def _entries(
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
-    entries = folder.kept("", kind=KIND, load=EntryScores.load, make=make)
+    entries = folder.kept("", kind=EntryScores.KIND, load=EntryScores.load, make=make)
     if not len(entries):
         raise InputError("the noise moves no entry, so that there is none to mask")
     return entries

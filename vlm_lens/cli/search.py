@@ -120,7 +120,7 @@ def search(
         find: `can.find_critical` or `pcicn.find_critical`, with all but where to keep what is done
             and whom to tell.
     """
-    from vlm_lens.analyses.critical import KIND, CriticalNeurons
+    from vlm_lens.analyses.critical import CriticalNeurons
 
     with bar("searching", "sets") as shown:
 
@@ -128,7 +128,7 @@ def search(
             found = find(checkpoint=folder.checkpoint, on_measure=shown.measured)
             return replace(found, notes=(*found.notes, *_remarks(model, found)))
 
-        return folder.kept("", kind=KIND, load=CriticalNeurons.load, make=make)
+        return folder.kept("", kind=CriticalNeurons.KIND, load=CriticalNeurons.load, make=make)
 
 
 def _remarks(model: HookedVLM, found: CriticalNeurons) -> list[str]:

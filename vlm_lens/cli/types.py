@@ -146,13 +146,13 @@ def _check_tokens(classify: Callable[..., NeuronTypes], samples: Sequence[Sample
 
 
 def _types(folder: RunFolder, classify: Callable[..., NeuronTypes]) -> NeuronTypes:
-    from vlm_lens.analyses.neuron_types_result import KIND, NeuronTypes
+    from vlm_lens.analyses.neuron_types_result import NeuronTypes
     from vlm_lens.statistics.collect import SamplesLeftOutWarning
 
     with bar("typing", "batches") as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplesLeftOutWarning)  # the page says so too
         make = partial(classify, checkpoint=folder.checkpoint, on_batch=shown.scored)
-        return folder.kept("", kind=KIND, load=NeuronTypes.load, make=make)
+        return folder.kept("", kind=NeuronTypes.KIND, load=NeuronTypes.load, make=make)
 
 
 def _write_down(

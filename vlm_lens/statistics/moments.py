@@ -7,7 +7,6 @@ variance"), so that a large mean does not drown a small spread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -93,21 +92,9 @@ class Moments:
 
     def cpu(self) -> Moments:
         """The same on the CPU."""
-        return replace(self, **{name: tensor.cpu() for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by their attributes' names, for a file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-    @classmethod
-    def from_tensors(cls, count: int, tensors: Mapping[str, Tensor]) -> Moments:
-        """What `tensors` took apart.
-
-        Raises:
-            TypeError: One is missing or unknown.
-        """
-        return cls(count=count, **tensors)
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,21 +11,18 @@ import torch
 from torch import Tensor
 
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.results import read_result, write_result
+from vlm_lens.results import Result
 from vlm_lens.statistics.moments import Moments
 from vlm_lens.statistics.site_statistics import SiteStatistics
 from vlm_lens.statistics.top_samples import TopSamples
 from vlm_lens.statistics.views import ByName, Value
-
-KIND = "statistics"
-"""What results of this kind are called on disk."""
 
 _FREE = ("batch_size", "provenance")
 """Parameters in which results that are merged may differ."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronStatistics:
+class NeuronStatistics(Result):
     """Statistics of every neuron of some hook points, for each type of tokens.
 
     Each statistic is a mapping from hook names to mappings from token types to tensors [d]:
@@ -40,6 +36,9 @@ class NeuronStatistics:
         sites: What is kept of each hook point.
         left_out: The samples among them that do not count, and why.
     """
+
+    KIND = "statistics"
+    DIGITS = ".6g"
 
     token_types: tuple[str, ...]
     ranges: tuple[tuple[int, int], ...]
@@ -222,85 +221,27 @@ class NeuronStatistics:
         ]
         return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})
 
-    def __repr__(self) -> str:
+    def table(self) -> pd.DataFrame:
+        """One row for each neuron and type of tokens."""
+        return self.to_dataframe()
+
+    def summary(self) -> str:
+        """Of which neurons, samples and tokens, in a line."""
         sizes = [len(next(iter(site.moments.values())).total) for site in self.sites.values()]
         seen = [one for one in self.token_types if any(one in self.count[n] for n in self.sites)]
         plural, plurals = "s" * (len(sizes) != 1), "s" * (self.n_samples != 1)
         without = f"; {len(self.left_out)} left out" if self.left_out else ""
         return (
-            f"NeuronStatistics({sum(sizes)} neurons at {len(sizes)} hook point{plural} over "
-            f"{self.n_samples} sample{plurals}{without}: {', '.join(seen)})"
+            f"{sum(sizes)} neurons at {len(sizes)} hook point{plural} over "
+            f"{self.n_samples} sample{plurals}{without}: {', '.join(seen)}"
         )
 
     # On disk ----------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``statistics.json`` and its tensors into a folder.
-
-        Raises:
-            OSError: The folder cannot be written to.
-        """
-        fields, tensors = self.packed()
-        write_result(folder, kind=KIND, fields=fields, tensors=tensors)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> NeuronStatistics:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: There are no statistics in the folder.
-            ValueError: A file is damaged, or was written by a later version.
-        """
-        fields, tensors = read_result(folder, kind=KIND)
-        try:
-            return cls.unpacked(fields, tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the statistics in {os.fspath(folder)!r}: {error}. Collect anew."
-            ) from error
-
     def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Fields that JSON can hold, and tensors."""
-        fields, tensors = {}, {}
-        for name, site in self.sites.items():
-            counts = {}
-            for types, moments in site.moments.items():
-                key = ",".join(map(str, types))
-                counts[key] = moments.count
-                tensors |= {f"{name}/{key}/{n}": t for n, t in moments.tensors().items()}
-            tensors |= {f"{name}/top/{n}": t for n, t in site.top.tensors().items()}
-            fields[name] = {"counts": counts, "top_k": site.top.k}
-        about = {
-            "token_types": self.token_types,
-            "ranges": self.ranges,
-            "parameters": self.parameters,
-            "sites": fields,
-            "left_out": {str(number): reason for number, reason in self.left_out.items()},
-        }
-        return about, tensors
-
-    @classmethod
-    def unpacked(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NeuronStatistics:
-        """What `packed` took apart; KeyError, TypeError or ValueError if something is missing."""
-        by_place: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            name, place, what = key.split("/")
-            by_place.setdefault((name, place), {})[what] = tensor
-        sites = {}
-        for name, about in fields["sites"].items():
-            moments = {
-                tuple(map(int, key.split(","))): Moments.from_tensors(count, by_place[name, key])
-                for key, count in about["counts"].items()
-            }
-            top = TopSamples.from_tensors(about["top_k"], by_place.get((name, "top"), {}))
-            sites[name] = SiteStatistics(moments, top)
-        return cls(
-            token_types=tuple(fields["token_types"]),
-            ranges=tuple((start, stop) for start, stop in fields["ranges"]),
-            parameters=fields["parameters"],
-            sites=sites,
-            left_out={int(number): reason for number, reason in fields["left_out"].items()},
-        )
+        """Fields that JSON can hold, and tensors, with nothing left to compare."""
+        sites = {name: replace(site, top=site.top.settled()) for name, site in self.sites.items()}
+        return Result.packed(replace(self, sites=sites))
 
 
 def _joined(

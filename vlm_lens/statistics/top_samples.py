@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -107,20 +106,6 @@ class TopSamples:
         if not self.chunks:
             return torch.zeros(0, 0, dtype=torch.int64)
         return self.settled().chunks[0][which]
-
-    # On disk ----------------------------------------------------------------------------------
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Keys and positions, for a file."""
-        if not self.chunks:
-            return {}
-        [(keys, positions)] = self.settled().chunks
-        return {"keys": keys, "positions": positions}
-
-    @classmethod
-    def from_tensors(cls, k: int, tensors: Any) -> TopSamples:
-        """What `tensors` took apart; KeyError if one is missing."""
-        return cls(k, ((tensors["keys"], tensors["positions"]),) if tensors else ())
 
 
 def _best(chunks: tuple[tuple[Tensor, Tensor], ...], k: int) -> tuple[Tensor, Tensor]:

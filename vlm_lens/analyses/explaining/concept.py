@@ -55,16 +55,6 @@ class Concept:
         after = f" after “{said['after']}”" if "after" in said else ""
         return f"“{said['word']}”{after}" if "word" in said else " ".join(said.values())
 
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {"kind": self.kind, "parts": [list(part) for part in self.parts], "name": self.name}
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Concept:
-        """What `to_fields` made this of."""
-        parts = tuple((str(attribute), str(value)) for attribute, value in fields["parts"])
-        return cls(fields["kind"], parts, fields["name"])
-
 
 def _patch_name(said: dict[str, str]) -> str:
     where = [said.pop(name) for name in ("image row", "image column") if name in said]

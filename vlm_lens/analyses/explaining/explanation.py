@@ -46,26 +46,6 @@ class Explanation:
     elsewhere: Mapping[Kind, int | float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "text": self.text,
-            "terms": [
-                {"concept": term.concept.to_fields(), "level": term.level} for term in self.terms
-            ],
-            "elsewhere": dict(self.elsewhere),
-            "details": dict(self.details),
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Explanation:
-        """What `to_fields` made this of."""
-        terms = tuple(
-            Term(Concept.from_fields(term["concept"]), float(term["level"]))
-            for term in fields["terms"]
-        )
-        return cls(str(fields["text"]), terms, dict(fields["elsewhere"]), dict(fields["details"]))
-
 
 Explainer = Callable[[Exemplars], Explanation]
 """From exemplars of a neuron to what it reacts to."""

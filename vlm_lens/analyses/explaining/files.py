@@ -15,6 +15,7 @@ from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explaining.split import shown_in
 from vlm_lens.data import Sample
 from vlm_lens.neurons import Neuron
+from vlm_lens.results import packing
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.explanations import Explanations
@@ -39,8 +40,8 @@ def packed(found: Explanations, *, shown: int) -> tuple[dict[str, Any], dict[str
         {
             "neuron": str(one.neuron),
             "maximum": one.exemplars.maximum,
-            "explanation": one.explanation.to_fields(),
-            "score": one.score.to_fields(),
+            "explanation": packing.packed(one.explanation, "", {}),
+            "score": packing.packed(one.score, "", {}),
             **{half: [exemplar(e) for e in getattr(one, half).top[:shown]] for half in _HALVES},
         }
         for one in found.neurons
@@ -92,8 +93,9 @@ def unpacked(
     neurons = []
     for one in fields["neurons"]:
         both = {half: exemplars(one, half) for half in _HALVES}
-        explanation = Explanation.from_fields(one["explanation"])
-        neurons.append(ExplainedNeuron(explanation, Score.from_fields(one["score"]), **both))
+        explanation = packing.built(Explanation, one["explanation"], {})
+        score = packing.built(Score, one["score"], {})
+        neurons.append(ExplainedNeuron(explanation, score, **both))
     return {
         "neurons": tuple(neurons),
         "shuffled": tensors["shuffled"].numpy(),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -39,15 +38,6 @@ class Score:
     random: float | None = None
     positions: int = 0
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Score:
-        """What `dataclasses.asdict` made this of."""
-        return cls(**{**fields, "notes": tuple(fields["notes"])})
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
 
 
 def score(held_out: Exemplars) -> Score:

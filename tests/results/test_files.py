@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.interrupting import Killed, interrupted
 from vlm_lens.results import provenance, read_result, write_result
+from vlm_lens.results.files import VERSION
 from vlm_lens.versions import versions
 from vlm_lens.whole_file import DamagedError
 
@@ -52,7 +53,7 @@ def test_what_is_not_finite_is_a_text_in_strict_json(tmp_path):
     refuse = pytest.fail  # is called for Infinity and NaN, which are no JSON
     content = json.loads((tmp_path / "some.json").read_text(), parse_constant=refuse)
     assert content["fields"] == {"a": ["inf", "-inf", "nan"], "b": "'inf"}
-    assert content["version"] == 2
+    assert content["version"] == VERSION
 
 
 def test_tuples_numpy_numbers_and_broken_texts(tmp_path):
@@ -155,16 +156,26 @@ def of_version_1(tmp_path_factory):
     return folder
 
 
-def test_results_of_version_1_are_read_and_replaced(of_version_1, tmp_path):
+def test_results_of_version_1_are_refused_and_replaced(of_version_1, tmp_path):
     shutil.copytree(of_version_1, tmp_path, dirs_exist_ok=True)
     (tmp_path / f".some.json.{'0' * 32}.tmp").write_text("never finished")
-    assert read_result(tmp_path, kind="some") == ({"n": 1}, {"a": torch.ones(1)})
+    with pytest.raises(DamagedError, match="an earlier vlm_lens wrote it.*has to be made again"):
+        read_result(tmp_path, kind="some")
     write_result(tmp_path, kind="some", fields={"n": 2})
     assert read_result(tmp_path, kind="some") == ({"n": 2}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
 
 
 STATES = {"nothing": None, "a result": {"a": torch.ones(1)}, "one without tensors": {}}
+
+
+def whole(folder):
+    """What is in a folder: a result, none, or one of an earlier version, untouched."""
+    if not (folder / "some.json").exists():
+        return None
+    with suppress(DamagedError):
+        return read_result(folder, kind="some")
+    return (folder / "some.json").read_text(), (folder / "some.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("locks", [True, False])
@@ -184,12 +195,11 @@ def test_whatever_ends_a_write_leaves_the_old_result_or_the_new(
                 shutil.copytree(of_version_1, folder)
             elif before != "nothing":
                 write_result(folder, kind="some", fields={"n": 1}, tensors=STATES[before])
-            old = read_result(folder, kind="some") if folder.exists() else None
+            old = whole(folder)
             ending = suppress(OSError, Killed)
             with ending, interrupted(number, killed=killed) as failed:
                 write_result(folder, kind="some", fields={"n": 2}, tensors=after)
-            there = (folder / "some.json").exists()
-            assert (read_result(folder, kind="some") if there else None) in (old, new)
+            assert whole(folder) in (old, new)
             write_result(folder, kind="some", fields={"n": 2}, tensors=after)
             assert read_result(folder, kind="some") == new
             if locks:
@@ -241,7 +251,7 @@ def test_a_missing_result_says_what_is_there(tmp_path):
 
 
 def content(**changes: object) -> str:
-    whole = {"format": "vlm_lens.result", "version": 2, "kind": "some", "fields": {}}
+    whole = {"format": "vlm_lens.result", "version": VERSION, "kind": "some", "fields": {}}
     return json.dumps({**whole, "tensors": None} | changes)
 
 
@@ -253,13 +263,12 @@ def content(**changes: object) -> str:
         (content()[:-9], "it is damaged, or no result"),
         ("[]", "no result of vlm_lens"),
         (content(format="vlm_lens.NeuronSet"), "no result of vlm_lens"),
-        (content(version=3), "format version 3, and this is 2: update vlm_lens"),
+        (content(version=4), "format version 4, and this is 3: update vlm_lens"),
         (content(version="1"), "it is damaged"),
-        (content(version=0), "it is damaged"),
+        (content(version=2), "an earlier vlm_lens wrote it, in format version 2.*delete"),
         (content(kind="scores"), "it says that it is of kind 'scores', damaged or renamed"),
         (content(fields=[]), "it is damaged"),
-        (content(version=1), "it is damaged"),
-        (content(version=1, sha256=3), "it is damaged"),
+        (content(version=1, sha256="3"), "an earlier vlm_lens wrote it, in format version 1"),
         (content(tensors=3), "it is damaged"),
         (content(tensors={"file": "some.safetensors"}), "it is damaged"),
         (content(tensors={"file": 3, "sha256": ""}), "it is damaged"),

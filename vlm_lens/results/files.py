@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,13 +22,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm_lens.json_text import parse_json
-from vlm_lens.loading import BUNDLED, bundled_path
-from vlm_lens.versions import versions
 from vlm_lens.whole_file import DamagedError, alone_in, put
 
 FORMAT = "vlm_lens.result"
-VERSION = 2
-"""Version 1 had its tensors in ``kind.safetensors``, and their checksum in the JSON."""
+VERSION = 3
+"""Version 1, of vlm_lens 0.1.0, had its tensors in ``kind.safetensors``; 2 had other fields."""
 
 HALF_DONE = "what is half done starts anew, and results that are finished stay"
 """What is lost with a checkpoint."""
@@ -102,7 +99,7 @@ def read_result(
     kind: str,
     loses: str = "it has to be made again, other results stay as they are",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields and tensors (on the CPU) that `write_result` wrote, in this or an earlier version.
+    """The fields and tensors (on the CPU) that `write_result` wrote.
 
     Args:
         folder: Where it is.
@@ -111,7 +108,7 @@ def read_result(
 
     Raises:
         FileNotFoundError: The folder holds no result of this kind.
-        DamagedError: A file is damaged, is something else, or is from a newer vlm_lens.
+        DamagedError: A file is damaged, is something else, or is of another version.
     """
     path = _path(folder, kind)
     with alone_in(path.parent):
@@ -123,60 +120,6 @@ def read_result(
         except _Unreadable as error:
             advice = "" if error.is_newer else f" To go on, delete {str(path)!r}: {loses}."
             raise DamagedError(f"cannot read {str(error.path)!r}: {error}.{advice}") from error
-
-
-def hf_model_of(model: Any) -> Any:
-    """The Hugging Face model in a `HookedVLM` or a TransformerBridge, else the model itself.
-
-    Example:
-        >>> from vlm_lens import HookedVLM
-        >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> hf_model_of(model) is hf_model_of(model.hf_model) is model.hf_model
-        True
-    """
-    names = ("hf_model", "original_model")
-    return next((getattr(model, name) for name in names if hasattr(model, name)), model)
-
-
-def provenance(model: Any) -> dict[str, Any]:
-    """What a result depends on besides its parameters, ready for `write_result`.
-
-    Args:
-        model: A HookedVLM, a TransformerBridge or a Hugging Face model.
-
-    Returns:
-        The model's name, revision (None if it is not from the hub), class, dtype and device, the
-        versions of Python and the libraries, and the date (UTC).
-
-    Example:
-        >>> from vlm_lens import HookedVLM
-        >>> found = provenance(HookedVLM.from_pretrained("shapes-llava"))
-        >>> found["model"], found["class"], found["dtype"]
-        ('shapes-llava', 'LlavaForConditionalGeneration', 'float32')
-    """
-    hf_model = hf_model_of(model)
-    parameter = next(hf_model.parameters())
-    return {
-        "model": name_of(hf_model),
-        "revision": getattr(hf_model.config, "_commit_hash", None),
-        "class": type(hf_model).__name__,
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": str(parameter.device),
-        "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def name_of(hf_model: Any) -> str:
-    """What a Hugging Face model was loaded as; the bundled one by its name, not by its place.
-
-    Example:
-        >>> from vlm_lens import HookedVLM
-        >>> name_of(HookedVLM.from_pretrained("shapes-llava").hf_model)
-        'shapes-llava'
-    """
-    name = str(hf_model.name_or_path)
-    return BUNDLED if name == str(bundled_path()) else name
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -305,19 +248,18 @@ def _decoded(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, str] | No
         raise _Unreadable(
             path, f"it says that it is of kind {content.get('kind')!r}, damaged or renamed"
         )
+    if type(version) is int and version < VERSION:
+        why = f"an earlier vlm_lens wrote it, in format version {version}, and this is {VERSION}"
+        raise _Unreadable(path, why)
     fields = content.get("fields")
-    if version not in (1, VERSION) or not isinstance(fields, dict):
+    if version != VERSION or not isinstance(fields, dict):
         raise _Unreadable(path, "it is damaged")
     return {key: _value(item) for key, item in fields.items()}, _stored(path, content)
 
 
 def _stored(path: Path, content: Mapping[str, Any]) -> dict[str, str] | None:
-    """What a JSON of either version says of tensors."""
-    if content["version"] == 1:
-        digest = content.get("sha256", "")
-        stored = digest and {"file": f"{path.stem}.safetensors", "sha256": digest}
-    else:
-        stored = content.get("tensors", "")
+    """What a JSON says of tensors."""
+    stored = content.get("tensors", "")
     if stored is None:
         return None
     if not isinstance(stored, dict) or {*stored} != {"file", "sha256"}:
