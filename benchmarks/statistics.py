@@ -48,7 +48,7 @@ from benchmarks.measure import WARM_UPS, keep_heap, seconds, summary  # noqa: E4
 from benchmarks.models import IMAGE_TOKEN, SIZES, llava_config  # noqa: E402
 from benchmarks.surroundings import surroundings  # noqa: E402
 from vlm_lens import HookedVLM, Sample, load_samples  # noqa: E402
-from vlm_lens.analyses.sites import sites  # noqa: E402
+from vlm_lens.neurons.sites import sites  # noqa: E402
 from vlm_lens.statistics.attention import pattern_of  # noqa: E402
 from vlm_lens.statistics.neuron_statistics import NeuronStatistics  # noqa: E402
 from vlm_lens.statistics.plan import Plan  # noqa: E402

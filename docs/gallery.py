@@ -101,64 +101,57 @@ from vlm_lens.analyses import can
 
 few = samples[-8:]
 critical = can.find_critical(model, few, can.score(model, few), max_k=512)
-plots.collapse_curve(critical)
+critical.plot()
 """,
     "What is answered on the way": """
-plots.text_gallery(critical, n=4)
+critical.gallery(n=4)
 """,
     "Where neurons sit": """
-plots.where_they_sit(critical)
+critical.where()
 """,
     "MINER: importance by layer": """
 from vlm_lens.analyses import miner
 
 scores = miner.score(model, samples)
 selected = miner.select(scores, ratio=0.1)
-plots.importance_by_layer(scores, selected=selected)
+scores.plot(selected=selected)
 """,
     "MINER: what the sets share": """
 from vlm_lens.analyses.miner_sets import overlap
 
-plots.set_overlap(overlap(selected))
+overlap(selected).plot()
 """,
     "MINER: tasks as more neurons are masked": """
 from vlm_lens.analyses.miner_curve import masking_curve
 
 tasks = {"image": samples[:8], "text": load_samples("shapes-llava", task="text", n=8)}
-plots.masking_curves(masking_curve(model, scores, tasks, ratios=[0.02, 0.1, 0.3], seeds=[0]))
+masking_curve(model, scores, tasks, ratios=[0.02, 0.1, 0.3], seeds=[0]).plot()
 """,
     "MINER: whose neurons matter for which task": """
 from vlm_lens.analyses.miner_specificity import specificity
 
-plots.specificity_matrix(specificity(model, selected, tasks, seeds=[0]))
+specificity(model, selected, tasks, seeds=[0]).plot()
 """,
     "MINER: how near modalities come to each other": """
 from vlm_lens.analyses.miner_convergence import convergence
 
-plots.modality_convergence(convergence(model, samples))
+convergence(model, samples).plot()
 """,
     "MINER: what the last token attends to": """
 from vlm_lens.analyses.miner_attention import last_token_attention
 
-plots.attention_by_layer(last_token_attention(model, samples[:8], selected=selected))
+last_token_attention(model, samples[:8], selected=selected).plot()
 """,
     "Types of neurons by layer": """
 from vlm_lens.analyses import neuron_types
 
 captions = load_samples("shapes-llava", task="caption", n=32)
-plots.type_proportions(neuron_types.classify(model, captions, top_samples=10))
+neuron_types.classify(model, captions, top_samples=10).plot()
 """,
     "A neuron's exemplars, and what its explanation predicts": """
 from vlm_lens.analyses.explain import explain
 
-one = explain(model, samples, [neuron], top=3, random=3, shuffles=0)[neuron]
-plots.exemplar_sheet(
-    one.exemplars,
-    held_out=one.held_out,
-    explanation=one.explanation.text,
-    remark=f"score {one.score.pearson:.2f}",
-    n=3,
-)
+explain(model, samples, [neuron], top=3, random=3, shuffles=0).plot(neuron, n=3)
 """,
     "A figure as a file": """
 figure = plots.where_they_sit(selected["image"])

@@ -25,7 +25,6 @@ from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can, pcicn
 from vlm_lens.analyses.matched_rankings import random_ranking
 from vlm_lens.masking import similarity, word_overlap
-from vlm_lens.plots import collapse_curve, text_gallery, where_they_sit
 
 torch.set_grad_enabled(False)  # CAN switches gradients on where it needs them
 px.defaults.template = "plotly_white"
@@ -85,7 +84,7 @@ print("stages:", found.stages.rule)
 found.table().query("k in [0, 1, 4, 10, 16, 32, 64, 128, 256, @found.k]").round(2)
 
 # %%
-collapse_curve(found)
+found.plot()
 
 # %%
 if BUNDLED:
@@ -107,7 +106,7 @@ if BUNDLED:
 # Always look at the texts. `k` is the number of channels that are gone.
 
 # %%
-text_gallery(found, n=3, ks=[0, 1, 16, 64, 256, found.k or 512])
+found.gallery(n=3, ks=[0, 1, 16, 64, 256, found.k or 512])
 
 # %% [markdown]
 # > **Predict.** Without 256 channels it still writes whole sentences about colours, shapes and
@@ -143,7 +142,7 @@ if BUNDLED:
 # ## Where they sit
 
 # %%
-where_they_sit(found)
+found.where()
 
 # %%
 print(found.neurons.count_by("component"))

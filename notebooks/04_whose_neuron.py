@@ -24,13 +24,6 @@ from vlm_lens.analyses import miner, neuron_types
 from vlm_lens.analyses.miner_curve import masking_curve
 from vlm_lens.analyses.miner_sets import overlap
 from vlm_lens.analyses.miner_specificity import specificity
-from vlm_lens.plots import (
-    importance_by_layer,
-    masking_curves,
-    set_overlap,
-    specificity_matrix,
-    type_proportions,
-)
 
 torch.set_grad_enabled(False)
 px.defaults.template = "plotly_white"
@@ -141,7 +134,7 @@ if BUNDLED:
 # %%
 scores = miner.score(model, datasets)
 selected = miner.select(scores, ratio=0.1)
-importance_by_layer(scores, selected=selected)
+scores.plot(selected=selected)
 
 # %% [markdown]
 # > **Predict.** We took a tenth of all neurons, a third of it for each modality. If the names mean
@@ -149,7 +142,7 @@ importance_by_layer(scores, selected=selected)
 
 # %%
 shared = overlap(selected)
-set_overlap(shared)
+shared.plot()
 
 # %%
 table = shared.to_dataframe().set_index(["a", "b"])
@@ -175,7 +168,7 @@ if BUNDLED:
 curve = masking_curve(
     model, scores, tasks, ratios=[0.02, 0.1, 0.3], modalities=["text", "image"], seeds=[0]
 )
-masking_curves(curve)
+curve.plot()
 
 # %% [markdown]
 # At the paper's 2% nothing happens at all, and not with random neurons either. (2% are 46 neurons
@@ -185,7 +178,7 @@ masking_curves(curve)
 # %%
 most = miner.select(scores, ratio=0.3)
 whose = specificity(model, {m: most[m] for m in ("text", "image")}, tasks, seeds=[0, 1])
-specificity_matrix(whose)
+whose.plot()
 
 # %%
 if BUNDLED:
@@ -284,7 +277,7 @@ assert 0.6 < multi < 0.8
 # computed exactly, not drawn.) Full colours are labels that are more than chance.
 
 # %%
-type_proportions(types)
+types.plot()
 
 # %%
 summary = types.table().set_index("label")

@@ -23,8 +23,8 @@ import torch
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import simulate
 from vlm_lens.analyses.explain import Concept, Explanation, Term, explain
+from vlm_lens.analyses.explaining.sheet import exemplar_sheet
 from vlm_lens.neurons import Neuron
-from vlm_lens.plots import exemplar_sheet
 from vlm_lens.shapes_llava.build import build_model
 
 torch.set_grad_enabled(False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
-from vlm_lens.analyses.places import matrices_of
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement, Stages
+from vlm_lens.neurons.places import matrices_of
 from vlm_lens.neurons import Neuron, NeuronSet
 
 ANSWERS = ("a red circle", "two", "yes", "the blue square on the left")

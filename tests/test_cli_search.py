@@ -18,7 +18,8 @@ from tests.tiny import Tiny, build_tiny, picture
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can, pcicn
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement
 from vlm_lens.analyses.entry_scores import EntryScores
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.cli import main

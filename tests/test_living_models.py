@@ -22,7 +22,7 @@ from tests.families import MODELS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import direct_effect
-from vlm_lens.analyses.progress import digest_of_weights
+from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.architectures.components import Component
 from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks import ArchitectureError, Place

@@ -15,7 +15,8 @@ import pytest
 from tests.fake_critical import PROMPTS, result
 from tests.page import Page, assert_self_contained
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.plots.page import DRAW, as_json
 from vlm_lens.report.collapse import render_critical
 from vlm_lens.report.tables import Table, measurements, of_frame, of_parameters, stages, written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from vlm_lens.hooks.adapters import beneath
 from vlm_lens.hooks.bound import Bound
 from vlm_lens.hooks.uncompiled import uncompiled
 from vlm_lens.parts import given_by
-
-if TYPE_CHECKING:
-    from vlm_lens.model import HookedVLM
+from vlm_lens.running import Running
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 """How far sums of a dtype may be from what they should be, as a share of it; 0.02 in half."""
@@ -71,7 +69,7 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
+def verify(model: Running, inputs: Mapping[str, Tensor]) -> Verification:
     """Runs a model three times and checks every hook point and every weight.
 
     Hook points must fire; the logits must equal Hugging Face's with a reading hook on each; rows of
@@ -92,7 +90,7 @@ def verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
 
 
 @contextmanager
-def _as_used(model: HookedVLM) -> Iterator[None]:
+def _as_used(model: Running) -> Iterator[None]:
     """In evaluation mode, and uncompiled."""
     training = model.training
     handle = uncompiled.use()
@@ -104,7 +102,7 @@ def _as_used(model: HookedVLM) -> Iterator[None]:
         handle.remove()
 
 
-def _verify(model: HookedVLM, inputs: Mapping[str, Tensor]) -> Verification:
+def _verify(model: Running, inputs: Mapping[str, Tensor]) -> Verification:
     fired: dict[str, int] = {}
     stream: list[Tensor] = []
     row_error = 0.0
@@ -182,7 +180,7 @@ _ROWS = 8
 
 
 @contextmanager
-def _watched(model: HookedVLM) -> Iterator[_Weights]:
+def _watched(model: Running) -> Iterator[_Weights]:
     """Hold every linear layer that runs in this block against the weights shown of it."""
     weights = _Weights()
     projections = {
@@ -209,7 +207,7 @@ def _hold(
     weights.hold(name, projection, args[0], output)
 
 
-def _untrue(model: HookedVLM, stream: Tensor, logits: Tensor) -> list[str]:
+def _untrue(model: Running, stream: Tensor, logits: Tensor) -> list[str]:
     """What the configuration says otherwise than the residual stream and the logits are."""
     cfg = model.cfg
     pairs: dict[str, tuple[Any, Any]] = {
@@ -233,7 +231,7 @@ def _row_error(pattern: Tensor) -> float:
 
 
 def _without_gradient(
-    model: HookedVLM, inputs: Mapping[str, Tensor], names: list[str]
+    model: Running, inputs: Mapping[str, Tensor], names: list[str]
 ) -> list[str]:
     """The hook points that no gradient of the logits reaches.
 
@@ -258,7 +256,7 @@ def _without_gradient(
     ]
 
 
-def _reason(model: HookedVLM, name: str) -> str | None:
+def _reason(model: Any, name: str) -> str | None:
     """Why a hook point may be read by nothing; None where there is no good reason."""
     parts = name.split(".")
     if parts[:2] == ["vision_encoder", "blocks"]:
@@ -270,7 +268,7 @@ def _reason(model: HookedVLM, name: str) -> str | None:
     return None
 
 
-def example_inputs(model: HookedVLM) -> Mapping[str, Tensor]:
+def example_inputs(model: Running) -> Mapping[str, Tensor]:
     """A short question with whatever the model reads besides text, made of noise.
 
     Args:

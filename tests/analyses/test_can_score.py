@@ -19,7 +19,7 @@ from tests.tiny import build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.analyses import can, token_pool
 from vlm_lens.analyses.importance import Importance, _losses, batch_sums
-from vlm_lens.analyses.sites import sites
+from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import HookNameError

@@ -32,7 +32,8 @@ from tests.conftest import assert_no_hooks
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses.collapse import find_collapse
 from vlm_lens.analyses.collapse_search import SearchOptions
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement
 from vlm_lens.masking import (
     ACCURACY,
     AGREEMENT,

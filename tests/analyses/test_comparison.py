@@ -12,7 +12,8 @@ import pytest
 
 from tests import fake_critical
 from vlm_lens.analyses.comparison import Comparison, compared_at
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import NeuronSet
 
 NAME = "blocks.1.hook_mlp_out"

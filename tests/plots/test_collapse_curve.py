@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.fake_critical import result
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
-from vlm_lens.plots import collapse_curve
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.plots.axes import ZERO, Scale, k_axis, log_ticks
 from vlm_lens.plots.layout import wrapped
 
@@ -35,7 +35,7 @@ def only(found: CriticalNeurons, *names: str) -> CriticalNeurons:
 
 @pytest.mark.parametrize("found", [result(k=2, ks=(0, 1, 2), onset=1), result(k=1000, ks=MANY)])
 def test_every_measurement_is_a_marker(found):
-    figure = collapse_curve(found)
+    figure = found.plot()
     above, below = traces(figure, "y"), traces(figure, "y2")
     assert list(above) == ["perplexity", "own perplexity", "clean perplexity"]
     assert list(below) == ["agreement", "similarity"]
@@ -49,7 +49,7 @@ def test_every_measurement_is_a_marker(found):
 
 
 def test_hints_have_the_exact_values():
-    figure = collapse_curve(result(method="<b>CAN</b>"))
+    figure = result(method="<b>CAN</b>").plot()
     hints = traces(figure, "y")["perplexity"].text
     assert hints[9].split("<br>") == [
         "<b>&lt;b&gt;CAN&lt;/b&gt;</b>",
@@ -63,13 +63,13 @@ def test_hints_have_the_exact_values():
 
 
 def test_a_ratio_beside_its_perplexity_is_drawn_once():
-    figure = collapse_curve(only(result(), "perplexity_ratio", "agreement"))
+    figure = only(result(), "perplexity_ratio", "agreement").plot()
     assert list(traces(figure, "y")) == ["perplexity ratio"]
 
 
 @pytest.mark.parametrize("names", [("perplexity",), ("agreement", "similarity")])
 def test_one_panel_is_enough_for_one_kind_of_metric(names):
-    figure = collapse_curve(only(result(), *names))
+    figure = only(result(), *names).plot()
     assert {trace.yaxis for trace in figure.data} == {"y"}
     assert figure.layout.yaxis.domain == (0, 1)
     assert figure.layout.yaxis.type == ("log" if names == ("perplexity",) else "linear")
@@ -81,20 +81,20 @@ def test_what_was_not_measured_is_not_drawn():
         Measurement(0, {"perplexity": 2.0}),
         Measurement(3, {"perplexity": 4.0, "similarity": 0.5}),
     )
-    figure = collapse_curve(result(k=3, curve=curve, onset=None))
+    figure = result(k=3, curve=curve, onset=None).plot()
     assert traces(figure, "y2")["similarity"].x == (3,)
 
 
 def test_nothing_measured_is_nothing_to_draw():
     with pytest.raises(ValueError, match="a result without any metric"):
-        collapse_curve(only(result()))
+        only(result()).plot()
 
 
 # What is not finite -------------------------------------------------------------------------------
 
 
 def test_what_is_not_finite_is_an_open_marker_at_the_top():
-    figure = collapse_curve(result(infinite_from=13))
+    figure = result(infinite_from=13).plot()
     panel = traces(figure, "y")
     for name, value in (("perplexity", "inf"), ("own perplexity", "nan")):
         line, marks = panel[name], panel[f"{name}, not finite"]
@@ -120,7 +120,7 @@ def test_a_clean_value_that_nothing_can_be_divided_by(clean):
     curve = (Measurement(0, {"perplexity": clean}), Measurement(1, {"perplexity": 4.0}))
     parameters = {"collapse": ["perplexity >= 10", "perplexity_ratio >= 10"]}
     found = result(k=1, curve=curve, onset=None, parameters=parameters)
-    figure = collapse_curve(found)
+    figure = found.plot()
     drawn = traces(figure, "y")["perplexity, not finite"]
     assert 1 in drawn.x
     assert f"perplexity = {clean:.6g}" in traces(figure, "y")["perplexity"].text[0]
@@ -135,7 +135,7 @@ def vertical(figure) -> list[float]:
 
 
 def test_both_stages_are_marked():
-    figure = collapse_curve(result())
+    figure = result().plot()
     assert vertical(figure) == [7, 12]
     onset, collapse = (
         annotations(figure)[text] for text in ("degradation begins at k = 7", "collapse at k = 12")
@@ -147,25 +147,25 @@ def test_both_stages_are_marked():
 
 
 def test_stages_that_coincide_have_one_label():
-    figure = collapse_curve(result(k=3, ks=(0, 1, 2, 3, 4), onset=3))
+    figure = result(k=3, ks=(0, 1, 2, 3, 4), onset=3).plot()
     assert vertical(figure) == [3]
     assert "degradation begins and collapse at k = 3" in annotations(figure)
 
 
 def test_no_collapse_has_no_line_and_says_so():
-    figure = collapse_curve(result(k=None, ks=(0, 1, 512), onset=None))
+    figure = result(k=None, ks=(0, 1, 512), onset=None).plot()
     assert vertical(figure) == []
     assert figure.layout.title.text.startswith("CAN: no collapse within 512 neurons")
 
 
 def test_degradation_before_anything_was_masked():
-    figure = collapse_curve(result(stages=Stages(0, 12, "")))
+    figure = result(stages=Stages(0, 12, "")).plot()
     assert vertical(figure) == [ZERO, 12]
     assert "degradation begins at k = 0" in annotations(figure)
 
 
 def test_thresholds_are_lines_in_their_panel():
-    figure = collapse_curve(result())
+    figure = result().plot()
     lines = {(shape.y0, shape.yref) for shape in figure.layout.shapes if shape.y0 == shape.y1}
     assert lines == {(10, "y"), (0.3, "y2"), (0.95, "y2")}
     label = annotations(figure)["collapse: perplexity ratio ≥ 10"]
@@ -174,13 +174,13 @@ def test_thresholds_are_lines_in_their_panel():
 
 
 def test_a_threshold_of_a_perplexity_is_over_the_clean_one_too():
-    figure = collapse_curve(result(parameters={"collapse": ["perplexity >= 14"]}))
+    figure = result(parameters={"collapse": ["perplexity >= 14"]}).plot()
     assert [s.y0 for s in figure.layout.shapes if s.y0 == s.y1] == pytest.approx([10])
 
 
 @pytest.mark.parametrize("parameters", [{}, {"collapse": "soon"}, {"collapse": None}])
 def test_without_criteria_there_are_no_thresholds(parameters):
-    figure = collapse_curve(result(parameters=parameters))
+    figure = result(parameters=parameters).plot()
     assert not [shape for shape in figure.layout.shapes if shape.y0 == shape.y1]
 
 
@@ -191,7 +191,7 @@ def test_baselines_are_thinner_and_listed_once():
         "gradient": result(k=150, ks=(0, 64, 149, 150), onset=70),
         "seed 1": result(k=None, ks=(0, 300), onset=None, infinite_from=300),
     }
-    figure = collapse_curve(result(), others=others)
+    figure = result().plot(others=others)
     names = [
         "random &lt;image&gt; (no collapse<br>within 256)",
         "activation (k* = 40)",
@@ -214,7 +214,7 @@ def test_baselines_are_thinner_and_listed_once():
 
 def test_a_baseline_lacks_a_metric_that_was_not_measured_for_it():
     others = {"random": only(result(), "similarity")}
-    figure = collapse_curve(result(), others=others)
+    figure = result().plot(others=others)
     assert "random (k* = 12)" not in traces(figure, "y")
     assert "random (k* = 12)" in traces(figure, "y2")
     assert traces(figure, "y2")["random (k* = 12)"].showlegend
@@ -222,21 +222,14 @@ def test_a_baseline_lacks_a_metric_that_was_not_measured_for_it():
 
 def test_the_model_and_the_notes_are_above():
     notes = ("not monotone: k = 13 does not collapse <image>", "CAN: k* = 12 of 16")
-    title = collapse_curve(result(notes=notes)).layout.title.text
+    title = result(notes=notes).plot().layout.title.text
     assert "model: shapes-llava" in title
     assert "does not collapse &lt;image&gt;" in title
     assert title.count("k* = 12 of 16") == 1  # the second note says nothing new
 
 
-def test_results_draw_themselves():
-    assert (
-        result().plot(others={"b": result()}).data
-        == collapse_curve(result(), others={"b": result()}).data
-    )
-
-
 def test_a_page_of_it_asks_for_nothing(tmp_path):
-    html = collapse_curve(result(method="</script><image>")).to_html(include_plotlyjs=False)
+    html = result(method="</script><image>").plot().to_html(include_plotlyjs=False)
     assert not re.search(r"""(src|href)=["']?http""", html)
     assert html.count("</script>") == html.count("<script")
     assert "sendChartToCloud" in html  # is removed

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.fake_critical import ANSWERS, PROMPTS, result
-from vlm_lens.analyses.critical import Measurement
-from vlm_lens.plots import style, text_gallery
+from vlm_lens.masking.measurement import Measurement
+from vlm_lens.plots import style
 
 
 class Table(HTMLParser):
@@ -45,7 +45,7 @@ class Table(HTMLParser):
 
 
 def test_answers_stand_beside_the_clean_ones():
-    table = Table(text_gallery(result(ks=(0, 2, 10, 12), onset=10)).html)
+    table = Table(result(ks=(0, 2, 10, 12), onset=10).gallery().html)
     head, *rows = table.rows
     assert head == [
         "prompt",
@@ -70,37 +70,37 @@ def test_answers_stand_beside_the_clean_ones():
 
 
 def test_answers_show_as_text():
-    table = Table(text_gallery(result(method="<i>", prompts=("<b>", "</td>", '"', "&lt;"))).html)
+    table = Table(result(method="<i>", prompts=("<b>", "</td>", '"', "&lt;")).gallery().html)
     assert table.tags == {"div", "b", "table", "thead", "tbody", "tr", "th", "td"}
     assert [row[0] for row in table.rows[1:]] == ["<b>", "</td>", '"', "&lt;"]
     assert "<i>: k* = 12" in table.text
 
 
 def test_notebooks_show_it():
-    gallery = text_gallery(result())
+    gallery = result().gallery()
     assert gallery._repr_html_() == gallery.html
 
 
 def test_only_measurements_with_answers_are_shown():
-    head = Table(text_gallery(result(ks=(0, 1, 2, 3, 12), onset=None)).html).rows[0]
+    head = Table(result(ks=(0, 1, 2, 3, 12), onset=None).gallery().html).rows[0]
     assert head[2:] == ["k = 0clean", "k = 2", "k = 12collapse"]
 
 
 def test_references_are_left_out_where_there_are_none():
-    head = Table(text_gallery(result(references=(None,) * 4)).html).rows[0]
+    head = Table(result(references=(None,) * 4).gallery().html).rows[0]
     assert head[1] == "k = 0clean"
 
 
 def test_a_few_samples_of_many():
-    table = Table(text_gallery(result(), n=2).html)
+    table = Table(result().gallery(n=2).html)
     assert len(table.rows) == 1 + 2
     assert "the first 2 of 4 samples" in table.text
-    assert "samples" not in Table(text_gallery(result(), n=4).html).text
+    assert "samples" not in Table(result().gallery(n=4).html).text
 
 
 def test_of_many_measurements_the_telling_ones_are_shown():
     ks = tuple(sorted({0, *(2**i for i in range(12)), *range(990, 1012)}))
-    table = Table(text_gallery(result(k=1000, ks=ks, onset=512)).html)
+    table = Table(result(k=1000, ks=ks, onset=512).gallery().html)
     shown = [int(re.sub("[^0-9]", "", text)) for text in table.rows[0][2:]]
     assert len(shown) == 8
     assert {0, 256, 512, 998, 1000, 2048} <= set(shown)
@@ -108,21 +108,21 @@ def test_of_many_measurements_the_telling_ones_are_shown():
 
 
 def test_the_reader_may_choose_the_measurements():
-    head = Table(text_gallery(result(), ks=[12, 0, 12]).html).rows[0]
+    head = Table(result().gallery(ks=[12, 0, 12]).html).rows[0]
     assert head[2:] == ["k = 0clean", "k = 12collapse"]
     with pytest.raises(ValueError, match="no answers for k = 7, but for 0, 2, 4"):
-        text_gallery(result(), ks=[0, 7])
+        result().gallery(ks=[0, 7])
 
 
 def test_without_clean_answers_nothing_is_called_changed():
     curve = (Measurement(0, {}), Measurement(12, {}, True, ANSWERS))
-    table = Table(text_gallery(result(curve=curve)).html)
+    table = Table(result(curve=curve).gallery().html)
     assert not any(any(row) for row in table.marked)
 
 
 def test_without_answers_there_is_no_gallery():
     curve = (Measurement(0, {}), Measurement(12, {}, True))
     with pytest.raises(ValueError, match="expected measurements with answers, got none"):
-        text_gallery(result(curve=curve))
+        result(curve=curve).gallery()
     with pytest.raises(ValueError, match="n of at least 1, got 0"):
-        text_gallery(result(), n=0)
+        result().gallery(n=0)

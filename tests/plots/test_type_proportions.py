@@ -24,7 +24,7 @@ LAYERS = [f"blocks.{i}.mlp.hook_act" for i in range(3)]
 
 def test_bars_are_the_shares_of_the_table() -> None:
     found = types(LAYERS)
-    figure, frame = type_proportions(found), found.by_layer()
+    figure, frame = found.plot(), found.by_layer()
     sure, rest = figure.data[::2], figure.data[1::2]
     for label, one, other in zip(LABELS, sure, rest, strict=True):
         assert one.name == f"{label}, more than chance"
@@ -47,7 +47,7 @@ def test_high_confidence_leaves_the_rest_of_a_bar_empty() -> None:
 
 def test_hints_say_how_many() -> None:
     found = types(LAYERS)
-    figure, table = type_proportions(found), found.by_layer()
+    figure, table = found.plot(), found.by_layer()
     hint = figure.data[0].customdata[1]
     n = round(table["significant visual"][1] * 40)
     assert hint == (
@@ -57,15 +57,16 @@ def test_hints_say_how_many() -> None:
 
 def test_several_sites_of_a_layer_go_by_their_names() -> None:
     names = ["blocks.0.mlp.hook_act", "blocks.0.mlp.hook_post", "projector.mlp.hook_post"]
-    assert list(type_proportions(types(names)).data[0].x) == names
-    assert list(type_proportions(types(names[2:])).data[0].x) == names[2:]
+    assert list(types(names).plot().data[0].x) == names
+    assert list(types(names[2:]).plot().data[0].x) == names[2:]
 
 
 def test_names_are_shown_letter_by_letter() -> None:
-    figure = type_proportions(types(["blocks.0.<b>"]), title="<i>mine</i>")
+    frame = types(["blocks.0.<b>"]).by_layer()
+    figure = type_proportions(frame, title="<i>mine</i>")
     assert "&lt;i&gt;mine" in figure.layout.title.text
     assert "&lt;b&gt;" in figure.data[0].customdata[0]
 
 
 def test_nothing_is_sent_anywhere() -> None:
-    assert "sendChartToCloud" in type_proportions(types(LAYERS)).layout.modebar.remove
+    assert "sendChartToCloud" in types(LAYERS).plot().layout.modebar.remove

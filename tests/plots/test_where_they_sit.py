@@ -25,7 +25,7 @@ def grids(figure) -> dict[str, tuple[list[str], list[str], np.ndarray, np.ndarra
 
 def test_every_critical_neuron_is_counted_where_it_is():
     found = result(k=12)
-    shown = grids(where_they_sit(found))
+    shown = grids(found.where())
     assert list(shown) == ["vision_encoder", "projector", "language_model"]
     rows, columns, texts, _ = shown["language_model"]
     assert rows == ["gate", "up", "down"]
@@ -41,14 +41,14 @@ def test_every_critical_neuron_is_counted_where_it_is():
 
 
 def test_a_projector_has_no_layers():
-    rows, columns, texts, hints = grids(where_they_sit(result(k=12)))["projector"]
+    rows, columns, texts, hints = grids(result(k=12).where())["projector"]
     assert (rows, columns) == (["linear_1", "linear_2"], ["not in layers"])
     assert texts.tolist() == [[""], ["1"]]
     assert hints[1, 0].startswith("<b>projector, linear_2</b><br>1 of 128 neurons critical")
 
 
 def test_hints_name_the_neurons_best_first():
-    hints = grids(where_they_sit(result(k=12)))["language_model"][3]
+    hints = grids(result(k=12).where())["language_model"][3]
     assert hints[2, 1].split("<br>") == [
         "<b>language_model, layer 1, down</b>",
         "6 of 128 neurons critical",
@@ -64,7 +64,7 @@ def test_long_lists_are_cut_and_say_so():
 
 
 def test_an_empty_result_shows_where_nothing_is():
-    figure = where_they_sit(result(k=None, ks=(0, 1, 16), onset=None))
+    figure = result(k=None, ks=(0, 1, 16), onset=None).where()
     assert figure.layout.title.text == "CAN: no collapse within 16 neurons"
     assert all(set(heatmap.text.flat) == {""} for heatmap in figure.data)
     assert not any(heatmap.showscale for heatmap in figure.data)
@@ -91,7 +91,7 @@ def test_layers_and_the_rest_of_a_component_share_a_grid():
 
 
 def test_more_is_stronger_and_colours_are_shared():
-    figure = where_they_sit(result(k=1000, ks=(0, 1000), onset=None))
+    figure = result(k=1000, ks=(0, 1000), onset=None).where()
     assert len({(heatmap.zmin, heatmap.zmax) for heatmap in figure.data}) == 1
     language = figure.data[2]
     count = np.array([[int(text or 0) for text in row] for row in language.text])
@@ -111,7 +111,7 @@ def test_counts_fit_their_cells(count):
 
 
 def test_cells_of_all_components_are_equally_wide():
-    figure = where_they_sit(result())
+    figure = result().where()
     widths = []
     for number in (1, 2, 3):
         axis = figure.layout[f"xaxis{number}"]
@@ -120,8 +120,8 @@ def test_cells_of_all_components_are_equally_wide():
 
 
 def test_titles_show_as_text():
-    assert where_they_sit(result(), title="<b>").layout.title.text == "&lt;b&gt;"
-    assert where_they_sit(result()).layout.title.text == "CAN: where the 12 critical neurons sit"
+    assert where_they_sit(ranking(3), title="<b>").layout.title.text == "&lt;b&gt;"
+    assert result().where().layout.title.text == "CAN: where the 12 critical neurons sit"
 
 
 def test_nothing_at_all_is_refused():

@@ -17,7 +17,7 @@ from tests.statistics.slow import (
     records,
     samples_of,
 )
-from vlm_lens.analyses.sites import sites
+from vlm_lens.neurons.sites import sites
 from vlm_lens.statistics import NeuronStatistics, collect
 from vlm_lens.statistics.reduce import moments_of
 

@@ -23,10 +23,11 @@ import torch
 from vlm_lens.analyses import collapse
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.importance import Importance, batch_sums
-from vlm_lens.analyses.progress import Progress, digest_of_weights, finish
+from vlm_lens.analyses.progress import Progress, finish
+from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.analyses.scores import NeuronScores
-from vlm_lens.analyses.sites import Which
-from vlm_lens.analyses.sites import sites as hook_points
+from vlm_lens.neurons.sites import Which
+from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.analyses.token_pool import Tokens
 from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
@@ -65,7 +66,7 @@ def score(
     Args:
         model: The model; its parameters are left as they are, and get no gradients.
         samples: What it is asked.
-        sites: Which hook points; see `vlm_lens.analyses.sites.sites`.
+        sites: Which hook points; see `vlm_lens.neurons.sites.sites`.
         alpha: Exponent of the gradient, from 0 to 1. The paper's value is not known; 0.5, in the
             middle, is ours. With 0 there is no backward. The closer to 1, the lower a massive
             activation ranks: the norm behind it divides its size away, and so its gradient.

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any, Literal
 
 from vlm_lens.analyses.collapse_search import Meter, Search, SearchOptions, fingerprint
-from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
-from vlm_lens.analyses.places import matrices_of
+from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.masking.measurement import Measurement, Stages
+from vlm_lens.neurons.places import matrices_of
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.keywords import keywords_of, refuse_unknown

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from vlm_lens.analyses.critical import Measurement
-from vlm_lens.analyses.progress import digest_of_weights
+from vlm_lens.masking.measurement import Measurement
+from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.masking.examples import Batch
 from vlm_lens.masking.metrics import (
     AGREEMENT,

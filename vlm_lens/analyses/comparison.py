@@ -28,7 +28,7 @@ class Comparison(Result, Mapping[str, CriticalNeurons]):
         ValueError: There is none.
 
     Example:
-        >>> from vlm_lens.analyses.critical import Measurement, Stages
+        >>> from vlm_lens.masking.measurement import Measurement, Stages
         >>> from vlm_lens.neurons import NeuronSet
         >>> def found(k, indices):
         ...     ranking = NeuronSet.from_indices({"blocks.1.hook_mlp_out": indices})

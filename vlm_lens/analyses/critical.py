@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from vlm_lens.analyses.places import places
+from vlm_lens.neurons.places import places
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.plots.collapse_curve import Curve, collapse_curve
+from vlm_lens.plots.text_gallery import TextGallery, text_gallery
+from vlm_lens.plots.where_they_sit import where_they_sit
 from vlm_lens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 By = Literal["component", "layer", "matrix", "site"]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The model without its first `k` neurons.
-
-    Attributes:
-        k: How many neurons were masked.
-        metrics: What was measured, by name; infinity and NaN are possible values. Names with
-            "perplexity" in them are perplexities (or their ratios), others are shares from 0 to 1.
-        collapsed: Whether this counts as collapse; None where it was not judged.
-        answers: The answer to each prompt, where they were generated.
-    """
-
-    k: int
-    metrics: dict[str, float]
-    collapsed: bool | None = None
-    answers: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Where the two stages of a collapse begin.
-
-    Attributes:
-        onset: The number of masked neurons from which answers degrade; None if they never do, and
-            where they count as degraded with nothing masked.
-        collapse: The number from which the collapse is complete; None likewise.
-        rule: How the two were read off the curve, in words.
-        degraded_before: Whether the answers count as degraded with nothing masked, such as answers
-            of the data that the model does not give: then nothing begins at any k.
-    """
-
-    onset: int | None
-    collapse: int | None
-    rule: str
-    degraded_before: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -198,10 +165,46 @@ class CriticalNeurons(Result):
     # Looking at it ----------------------------------------------------------------------------
 
     def plot(self, *, others: Mapping[str, CriticalNeurons] | None = None) -> go.Figure:
-        """The collapse curve; see `vlm_lens.plots.collapse_curve`."""
-        from vlm_lens.plots import collapse_curve  # which knows this class
+        """The collapse curve, with both stages and the criteria; `others` are drawn beside it."""
+        model = self.parameters.get("model")
+        remarks = [f"model: {model}" if model else "", *self.notes]
+        return collapse_curve(
+            self._curve(),
+            title=self.summary(),
+            stages=self.stages,
+            criteria={name: _texts(self.parameters.get(name)) for name in ("collapse", "degraded")},
+            others={name: other._curve() for name, other in (others or {}).items()},
+            remarks=[remark for remark in remarks if remark not in self.summary()],
+        )
 
-        return collapse_curve(self, others=others)
+    def _curve(self) -> Curve:
+        return Curve(self.method, self.curve, len(self.ranking), self.k)
+
+    def where(self) -> go.Figure:
+        """Where the critical neurons sit, by component, layer and matrix."""
+        n = len(self.neurons)
+        title = f"where the {f'{n:,} critical neurons sit' if n != 1 else 'critical neuron sits'}"
+        if self.k is None:
+            title = f"no collapse within {self.curve[-1].k:,} neurons"
+        return where_they_sit(
+            self.neurons,
+            sizes={**self.ranking.sizes, **self.sizes},
+            matrices=self.matrices,
+            what="critical",
+            title=f"{self.method}: {title}",
+        )
+
+    def gallery(self, *, n: int = 8, ks: Sequence[int] | None = None) -> TextGallery:
+        """Clean and masked answers side by side; see `vlm_lens.plots.text_gallery`."""
+        return text_gallery(
+            self.curve,
+            prompts=self.prompts,
+            references=self.references,
+            stages=self.stages,
+            title=self.summary(),
+            n=n,
+            ks=ks,
+        )
 
     def summary(self) -> str:
         """What was found, in a line."""
@@ -244,6 +247,11 @@ def _html_table(result: CriticalNeurons) -> str:
         for name in result.metrics
     ]
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _texts(given: Any) -> list[str]:
+    """Criteria among parameters: one, several or none."""
+    return [given] if isinstance(given, str) else [str(one) for one in given or ()]
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,7 @@ from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.matched_rankings import NEAREST, norm_matched, norm_notes, random_ranking
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.searches import Ranking, Searches, names_of
-from vlm_lens.analyses.sites import matrix_of
+from vlm_lens.neurons.sites import matrix_of
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM

@@ -33,7 +33,8 @@ from vlm_lens.analyses.explaining.scoring import (
     shuffled_scores,
     simulated,
 )
-from vlm_lens.analyses.explanations import ExplainedNeuron, Explanations
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
+from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM

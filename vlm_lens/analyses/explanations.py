@@ -4,54 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vlm_lens.analyses.exemplars import Exemplars
 from vlm_lens.analyses.explaining import files
-from vlm_lens.analyses.explaining.explanation import Explanation
-from vlm_lens.analyses.explaining.scoring import (
-    Score,
-    better_than_chance,
-    p_of_mean,
-    p_values,
-)
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
+from vlm_lens.analyses.explaining.scoring import better_than_chance, p_of_mean, p_values
+from vlm_lens.analyses.explaining.sheet import ExemplarSheet, exemplar_sheet
 from vlm_lens.data import Sample
 from vlm_lens.neurons import Neuron
 from vlm_lens.results import Result
-
-if TYPE_CHECKING:
-    from vlm_lens.plots.exemplar_sheet import ExemplarSheet
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ExplainedNeuron:
-    """One neuron, what was said of it and how well that predicts it.
-
-    Attributes:
-        explanation: What it reacts to.
-        score: How well the explanation predicts held-out samples.
-        exemplars: What it was explained from.
-        held_out: What it was tested on, with predictions.
-    """
-
-    explanation: Explanation
-    score: Score
-    exemplars: Exemplars
-    held_out: Exemplars
-
-    @property
-    def neuron(self) -> Neuron:
-        """Which one."""
-        return self.exemplars.neuron
-
-    def __repr__(self) -> str:
-        said = self.explanation.text
-        return f"ExplainedNeuron({self.neuron}: {said!r}, {self.score.pearson:.3f})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,8 +151,6 @@ class Explanations(Result, Mapping[Neuron, ExplainedNeuron]):
             KeyError: The neuron was not explained.
             ValueError: No neuron was.
         """
-        from vlm_lens.plots.exemplar_sheet import exemplar_sheet  # which knows these classes
-
         if not self.neurons:
             raise ValueError(f"no neuron was explained: {next(iter(self.notes), 'none was given')}")
         best = self.neurons[int(self.scores.argmax())]
@@ -230,7 +195,14 @@ class Explanations(Result, Mapping[Neuron, ExplainedNeuron]):
             shown: How many top exemplars of each neuron are kept, of each half; the scores stay
                 those of all.
         """
-        return files.packed(self, shown=shown)
+        fields, tensors = files.packed(self.neurons, shown=shown)
+        fields |= {
+            "alpha": self.alpha,
+            "skipped": {str(neuron): why for neuron, why in self.skipped.items()},
+            "parameters": dict(self.parameters),
+            "notes": list(self.notes),
+        }
+        return fields, {**tensors, "shuffled": torch.from_numpy(self.shuffled.copy())}
 
     @classmethod
     def unpacked(
@@ -251,4 +223,11 @@ class Explanations(Result, Mapping[Neuron, ExplainedNeuron]):
         Raises:
             ValueError: The samples are others.
         """
-        return cls(**files.unpacked(written, tensors, samples))
+        return cls(
+            neurons=files.unpacked(written, tensors, samples),
+            shuffled=tensors["shuffled"].numpy(),
+            alpha=float(written["alpha"]),
+            skipped={Neuron.parse(neuron): why for neuron, why in written["skipped"].items()},
+            parameters=written["parameters"],
+            notes=tuple(written["notes"]),
+        )

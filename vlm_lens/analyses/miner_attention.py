@@ -31,6 +31,7 @@ from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.parts import decoder_for
+from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -62,10 +63,19 @@ class LastTokenAttention(TableResult):
         return wide.reset_index().rename_axis(columns=None)
 
     def plot(self) -> go.Figure:
-        """Lines over the layers, one panel for each modality."""
-        from vlm_lens.plots.attention_by_layer import attention_by_layer
-
-        return attention_by_layer(self)
+        """Lines over the layers, one panel for each modality, for each set that is masked."""
+        panels = []
+        for modality, frame in self.frame.groupby("modality", sort=False):
+            rows = frame.to_dict("records")
+            clean = [row for row in rows if row["masked"] == CLEAN]
+            panels.append(
+                Panel(
+                    f"attention to {modality} (dotted: if it were even)",
+                    lines_of(rows, "layer", "mass", by=["masked"]),
+                    lines_of(clean, "layer", "uniform", by=["masked"]),
+                )
+            )
+        return lines(panels, title=self.TITLE, remarks=self.notes)
 
 
 @torch.no_grad()

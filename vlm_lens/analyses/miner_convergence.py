@@ -22,6 +22,7 @@ from vlm_lens.analyses.miner_scores import Split
 from vlm_lens.analyses.miner_states import pooled_states
 from vlm_lens.counted import counted
 from vlm_lens.model import HookedVLM
+from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ class Convergence(TableResult):
 
     def plot(self) -> go.Figure:
         """Lines over the depth, one panel for each measure."""
-        from vlm_lens.plots.modality_convergence import modality_convergence
-
-        return modality_convergence(self)
+        rows = self.frame.to_dict("records")
+        of = {name: lines_of(rows, "depth", name, by=["a", "b"]) for name in _MEASURES}
+        panels = [
+            Panel("neighbours of the other modality (1 = evenly mixed)", of["knn_mixing"], reach=1),
+            Panel("linear CKA (dotted: samples shuffled)", of["cka"], of["cka_shuffled"], 1),
+            Panel("cosine", of["cosine"], reach=1),
+        ]
+        return lines(panels, title=self.TITLE, x_title="depth (0 = input)", remarks=self.notes)
 
 
 def convergence(

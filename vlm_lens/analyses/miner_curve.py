@@ -30,6 +30,7 @@ from vlm_lens.analyses.miner_tasks import (
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -81,10 +82,38 @@ class MaskingCurve(TableResult):
         return wide
 
     def plot(self) -> go.Figure:
-        """Curves of each task over the share of masked neurons."""
-        from vlm_lens.plots.masking_curves import masking_curves
+        """A panel for each task: performance over the share of masked neurons.
 
-        return masking_curves(self)
+        Dotted lines of the same colour are random neurons of the same layers, on the mean over
+        seeds.
+
+        Raises:
+            ValueError: Nothing was masked.
+        """
+        panels = []
+        for task, frame in self.frame.groupby("task", sort=False):
+            rows = frame.to_dict("records")
+            ratios = [row["ratio"] for row in rows if row["ratio"] > 0]
+            if not ratios:
+                raise ValueError("expected measurements with neurons masked, got none")
+            clean = next(row["performance"] for row in rows if row["ratio"] == 0)
+            own, control = (
+                lines_of(
+                    [row for row in rows if row["ratio"] > 0 and row["control"] == which],
+                    *("ratio", "performance"),
+                    by=["masked"],
+                )
+                for which in (False, True)
+            )
+            ends = [min(ratios), max(ratios)]
+            panels.append(Panel(str(task), {"clean": (ends, [clean, clean]), **own}, control, 1))
+        return lines(
+            panels,
+            title=self.title,
+            x_title="share of all neurons that is selected",
+            log_x=True,
+            remarks=["Dotted: as many random neurons of the same layers.", *self.notes],
+        )
 
 
 def masking_curve(

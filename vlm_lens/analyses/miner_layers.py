@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.analyses.sites import Which
-from vlm_lens.analyses.sites import sites as hook_points
+from vlm_lens.neurons.sites import Which
+from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
@@ -39,7 +39,7 @@ def layer_sites(model: HookedVLM, sites: Which | NamesFilter = "act") -> list[st
 
     Args:
         model: The model.
-        sites: As for `vlm_lens.analyses.sites.sites`.
+        sites: As for `vlm_lens.neurons.sites.sites`.
 
     Raises:
         ValueError: A site has no place in a layer's MLP, or a layer has two.

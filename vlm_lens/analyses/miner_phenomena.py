@@ -27,9 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.analyses.miner_inputs import Datasets
-from vlm_lens.analyses.miner_results import TableResult, lines_of
+from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_states import PooledStates, States, pooled_states
 from vlm_lens.model import HookedVLM
+from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -89,20 +90,16 @@ class Phenomena(TableResult):
 
     def plot(self) -> go.Figure:
         """Distances and drifts over the depth."""
-        from vlm_lens.plots.line_panels import Panel, line_panels
-
-        def lines(column: str) -> dict:
-            return lines_of(self.frame.to_dict("records"), "depth", column, by=["modality"])
-
+        rows = self.frame.to_dict("records")
+        distance, toward, back = (
+            lines_of(rows, "depth", column, by=["modality"])
+            for column in ("distance", "toward_text", "text_toward")
+        )
         panels = [
-            Panel("distance to the text (1 − cosine)", lines("distance")),
-            Panel(
-                "drift toward the text (dotted: the text's drift toward it)",
-                lines("toward_text"),
-                lines("text_toward"),
-            ),
+            Panel("distance to the text (1 − cosine)", distance),
+            Panel("drift toward the text (dotted: the text's drift toward it)", toward, back),
         ]
-        return line_panels(panels, title=self.TITLE, x_title="depth (0 = input)")
+        return lines(panels, title=self.TITLE, x_title="depth (0 = input)")
 
 
 def phenomena(

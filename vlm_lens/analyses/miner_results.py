@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,25 +50,3 @@ class TableResult(Result):
     def summary(self) -> str:
         """What was measured, in a line."""
         return f"{self.title}; {len(self.frame)} measurements"
-
-
-Rows = list[dict[Any, Any]]
-"""The rows of a table, as ``frame.to_dict("records")`` gives them."""
-
-
-def lines_of(
-    rows: Rows, x: str, y: str, *, by: Sequence[str]
-) -> dict[str, tuple[list[int | float], list[int | float]]]:
-    """One line for each combination of some columns' values, which "and" joins.
-
-    Example:
-        >>> rows = [{"layer": 0, "of": "text", "n": 3.0}, {"layer": 1, "of": "text", "n": 4.0}]
-        >>> lines_of(rows, "layer", "n", by=["of"])
-        {'text': ([0, 1], [3.0, 4.0])}
-    """
-    lines: dict[str, tuple[list[int | float], list[int | float]]] = {}
-    for row in rows:
-        xs, ys = lines.setdefault(" and ".join(str(row[name]) for name in by), ([], []))
-        xs.append(row[x])
-        ys.append(row[y])
-    return lines

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import Result
 
 if TYPE_CHECKING:
@@ -156,10 +157,31 @@ class ModalityScores(Result):
         weights: Weights = WEIGHTS,
         selected: Mapping[str, NeuronSet] | None = None,
     ) -> go.Figure:
-        """Importance by layer and modality, with what was selected where that is given."""
-        from vlm_lens.plots.importance_by_layer import importance_by_layer
+        """Each modality's importance over the layers: of most neurons, and of the best.
 
-        return importance_by_layer(self, weights=weights, selected=selected)
+        Args:
+            weights: Of the metrics.
+            selected: Neurons by modality, of `miner.select`: how many are in each layer.
+
+        Raises:
+            ValueError: The weights are not what they have to be.
+        """
+        rows = self.by_layer(weights).to_dict("records")
+        mean, best = (lines_of(rows, "layer", n, by=["modality"]) for n in ("mean", "p99"))
+        panels = [
+            Panel("importance, mean over neurons", mean),
+            Panel("importance, 99th percentile", best),
+        ]
+        if selected is not None:
+            layers = [int(layer) for layer in dict.fromkeys(row["layer"] for row in rows)]
+            counts = {m: neurons.count_by("layer") for m, neurons in selected.items()}
+            of = {m: (layers, [n.get(layer, 0) for layer in layers]) for m, n in counts.items()}
+            panels.append(Panel("selected neurons", of))
+        return lines(
+            panels,
+            title="Importance of neurons by layer and modality",
+            remarks=[f"{sum(self.n_samples.values()):,} samples", *self.notes],
+        )
 
     def table(self) -> pd.DataFrame:
         """The ten best neurons of each modality."""

@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from vlm_lens.analyses.miner_results import TableResult, lines_of
+from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
+from vlm_lens.plots.cells import Cell, cells
+from vlm_lens.plots.layout import shown
+from vlm_lens.plots.lines import Panel, lines, lines_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,9 +56,22 @@ class Overlap(TableResult):
 
     def plot(self) -> go.Figure:
         """A heat map of the Jaccard indices, with those that chance would give."""
-        from vlm_lens.plots.set_overlap import set_overlap
-
-        return set_overlap(self)
+        entries, sizes = [], {}
+        for pair in self.frame.to_dict("records"):
+            a, b = str(pair["a"]), str(pair["b"])
+            sizes |= {a: pair["n_a"], b: pair["n_b"]}
+            said = pair["jaccard"], *_said(pair)
+            entries += [Cell(a, b, *said), Cell(b, a, *said)]
+        names = dict.fromkeys([*self.frame["a"], *self.frame["b"]])
+        labels = {name: f"{name} ({sizes[name]:,})" for name in names}
+        return cells(
+            entries,
+            rows=labels,
+            columns=labels,
+            title=self.TITLE,
+            colour_title="Jaccard index",
+            remarks=["Shared neurons of all that are in either set.", *self.notes],
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,10 +94,9 @@ class LayerCounts(TableResult):
 
     def plot(self) -> go.Figure:
         """Lines over the layers."""
-        from vlm_lens.plots.line_panels import Panel, line_panels
-
-        lines = lines_of(self.frame.to_dict("records"), "layer", "n_neurons", by=["modality"])
-        return line_panels([Panel("selected neurons", lines)], title=self.TITLE)
+        rows = self.frame.to_dict("records")
+        selected = lines_of(rows, "layer", "n_neurons", by=["modality"])
+        return lines([Panel("selected neurons", selected)], title=self.TITLE)
 
 
 def overlap(
@@ -153,6 +168,20 @@ def by_layer(
             where = modality, split_name(name)[1], name
             rows.append((*where, n, n / max(len(neurons), 1), n / size))
     return LayerCounts(pd.DataFrame(rows, columns=list(_COUNTS)), {"sizes": known})
+
+
+def _said(pair: Mapping[Any, Any]) -> tuple[str, str]:
+    """What the cell of two sets says, and what it says when pointed at."""
+    shared = f"{pair['shared']:,} shared"
+    hint = [
+        f"<b>{shown(pair['a'])} and {shown(pair['b'])}</b>",
+        f"{shared} of {pair['n_a']:,} and {pair['n_b']:,}",
+        f"by chance {pair['expected_shared']:.3g} (in the same layers "
+        f"{pair['expected_in_layers']:.3g})",
+        f"p = {pair['p_value']:.2g}",
+    ]
+    text = f"<b>{pair['jaccard']:.2f}</b>  {shared}<br>by chance {pair['expected_jaccard']:.2f}"
+    return text, "<br>".join(hint)
 
 
 def _known_sizes(

@@ -26,6 +26,8 @@ from vlm_lens.analyses.miner_tasks import (
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.plots.cells import Cell, cells
+from vlm_lens.plots.layout import shown
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
@@ -62,10 +64,30 @@ class Specificity(TableResult):
         return wide.loc[rows, columns]
 
     def plot(self) -> go.Figure:
-        """A heat map of the drops, with those of the controls."""
-        from vlm_lens.plots.specificity_matrix import specificity_matrix
+        """By how many points each task falls when a set of neurons is masked.
 
-        return specificity_matrix(self)
+        Each cell also says how far random neurons of the same layers let it fall (mean, and range
+        over seeds). It is bold where the set does more harm than every one of them.
+        """
+        entries = [
+            Cell(row["masked"], row["task"], 100 * row["drop"], _text(row), _hint(row))
+            for row in self.frame.to_dict("records")
+        ]
+        sizes = dict(zip(self.frame["masked"], self.frame["n_neurons"], strict=True))
+        return cells(
+            entries,
+            rows={name: f"{name} ({n:,})" for name, n in sizes.items()},
+            columns={task: task for task in self.frame["task"]},
+            title=self.TITLE,
+            row_title="masked neurons",
+            column_title="task",
+            colour_title="points lost",
+            remarks=[
+                "Change of the mean grade in points; below it, that with as many random neurons of "
+                "the same layers (mean, range over seeds). Bold: beyond all of these.",
+                *self.notes,
+            ],
+        )
 
 
 def specificity(
@@ -136,3 +158,32 @@ def _row(grades: Grades, name: str, task: str, seeds: Sequence[int]) -> tuple[fl
 
 def _control(name: str, seed: int) -> str:
     return f"{name}, random {seed}"
+
+
+# What the cells say -----------------------------------------------------------------------------
+
+
+def _text(cell: dict[Any, Any]) -> str:
+    change, low, high = (_points(-cell[n]) for n in ("drop", "control_high", "control_low"))
+    beyond = cell["drop"] > max(cell["control_high"], 0)
+    spread = "" if low == high else f" [{low}, {high}]"
+    first = f"<b>{change}</b>" if beyond else change
+    return f"{first}<br>random {_points(-cell['control'])}{spread}"
+
+
+def _hint(cell: dict[Any, Any]) -> str:
+    return "<br>".join(
+        [
+            f"<b>{shown(cell['masked'])} masked, {shown(cell['task'])}</b>",
+            f"{100 * cell['clean']:.1f} → {100 * cell['performance']:.1f}",
+            f"{_points(-cell['drop'])} ± {100 * cell['standard_error']:.1f} (standard error)",
+            f"beyond random: {_points(-cell['excess'])}",
+            f"{cell['n_neurons']:,} neurons, {cell['n_samples']:,} samples",
+        ]
+    )
+
+
+def _points(share: float) -> str:
+    """A change in points, with a true minus sign."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text

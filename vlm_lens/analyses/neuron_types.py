@@ -26,7 +26,7 @@ from pathlib import Path
 from vlm_lens.analyses.neuron_types_counts import Comparison, Thresholds
 from vlm_lens.analyses.neuron_types_passes import Passes, Setting
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, check_shares, of_site, sensitivity
-from vlm_lens.analyses.sites import Which
+from vlm_lens.neurons.sites import Which
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooks.names import NamesFilter

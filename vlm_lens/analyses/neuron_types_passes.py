@@ -16,8 +16,8 @@ from vlm_lens.analyses.neuron_types_counts import (
     State,
     Thresholds,
 )
-from vlm_lens.analyses.progress import digest_of_weights
-from vlm_lens.analyses.sites import Which
+from vlm_lens.results.provenance import digest_of_weights
+from vlm_lens.neurons.sites import Which
 from vlm_lens.data import Sample
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM

@@ -17,6 +17,7 @@ from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts, State
 from vlm_lens.analyses.neuron_types_null import false_discovery_rates, tails
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.plots.type_proportions import type_proportions
 from vlm_lens.results import Result
 from vlm_lens.statistics import TopSamples
 
@@ -264,10 +265,20 @@ class NeuronTypes(Result):
     # Looking at it ----------------------------------------------------------------------------
 
     def plot(self, *, high_confidence: bool = False) -> go.Figure:
-        """The types by layer; see `vlm_lens.plots.type_proportions`."""
-        from vlm_lens.plots.type_proportions import type_proportions  # which knows this class
+        """A stacked bar for each layer (Fig. 5 of the paper).
 
-        return type_proportions(self, high_confidence=high_confidence)
+        Args:
+            high_confidence: Draw only neurons of high confidence; the rest of a bar is left empty.
+        """
+        few = f", share above {self.parameters['high_confidence']:g} only" if high_confidence else ""
+        return type_proportions(
+            self.by_layer(high_confidence=high_confidence),
+            title=f"Types of {len(self._joined.maxima):,} neurons by layer{few}",
+            remarks=[
+                "Full colour: more than chance at a rate of false discoveries of "
+                f"{self.parameters['alpha']:g}; faint: not."
+            ],
+        )
 
     def summary(self) -> str:
         """How many neurons have each label, in a line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_lens.hooks.adapters import adapted
 from vlm_lens.results import HALF_DONE, check_belongs, read_result, write_result
 
 KIND = "progress"
@@ -21,9 +19,6 @@ KIND = "progress"
 
 _SAVE_EVERY = 8
 """After so many batches a checkpoint is written."""
-
-_READ = 16
-"""So many entries of each parameter tell models apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,25 +124,3 @@ def finish(
 def _added(sums: Mapping[str, Tensor], name: str, more: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     more = more.cpu().double()
     return sums[name] + more if name in sums else more
-
-
-def digest_of_weights(module: nn.Module) -> str:
-    """A checksum of every parameter's name, shape, dtype and some of its entries.
-
-    It tells a model from its fine-tuned versions without reading all of it, and from itself with
-    other adapters active. Parameters that a device map keeps out of memory count by name, shape and
-    dtype only.
-    """
-    digest = hashlib.sha256()
-    for name, layer in module.named_modules():
-        if adapted(layer):
-            state = (name, layer.disable_adapters, layer.active_adapters)
-            digest.update(repr((*state, getattr(layer, "scaling", None))).encode())
-    for name, parameter in module.named_parameters():
-        digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
-        if not parameter.is_meta:
-            flat = parameter.detach().flatten()
-            places = torch.linspace(0, len(flat) - 1, _READ, dtype=torch.float64).long()
-            some = flat[places.to(flat.device)].cpu()
-            digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

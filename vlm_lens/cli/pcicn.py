@@ -181,7 +181,7 @@ def _find(
 ) -> CriticalNeurons:
     """Searches; the result knows of the hook points too that none of the masked neurons is at."""
     from vlm_lens.analyses import pcicn
-    from vlm_lens.analyses.places import matrices_of
+    from vlm_lens.neurons.places import matrices_of
 
     found = pcicn.find_critical(model, [sample], entries, **options)
     names = list(entries.sizes)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_lens.analyses.critical import Measurement
+    from vlm_lens.masking.measurement import Measurement
 
 _SHOWN = ("perplexity_ratio", "agreement")
 """The metrics that are measured at every k."""

@@ -266,7 +266,7 @@ def read_passages(arguments: argparse.Namespace, *, n: int) -> list[Sample]:
 
 def checksums(model: HookedVLM, samples: Sequence[Sample]) -> dict[str, str]:
     """What the model and the samples are, apart from their names."""
-    from vlm_lens.analyses.progress import digest_of_weights
+    from vlm_lens.results.provenance import digest_of_weights
     from vlm_lens.data.digest import digest_of_samples
 
     return {"weights": digest_of_weights(model.hf_model), "samples": digest_of_samples(samples)}

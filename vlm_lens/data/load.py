@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from vlm_lens import shapes_smollm2
 from vlm_lens.by_name import is_folder
 from vlm_lens.data import austen
 from vlm_lens.data.hub import load_hub
@@ -14,7 +13,7 @@ from vlm_lens.data.sample import Sample, check_count
 
 WORLDS = {
     "shapes-llava": "vlm_lens.shapes_llava.world",
-    shapes_smollm2.NAME: "vlm_lens.shapes_smollm2.world",
+    "shapes-smollm2": "vlm_lens.shapes_smollm2.world",
 }
 """Where `make_samples` is that draws the samples of a bundled model's world."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.analyses.sites import sites
+from vlm_lens.neurons.sites import sites
 from vlm_lens.explorer.spaces import Space, space_at
 from vlm_lens.explorer.spread import Spread, pattern_names, spread_of
 from vlm_lens.explorer.subject import Subject

@@ -101,7 +101,7 @@ class Tap(HookPoint):
         """How many times the tap's tensor has passed through it."""
         self.asleep = False
         """Whether what passes its place is not its tensor, so that its hooks must not see it."""
-        self.wired_taps = WiredTaps()
+        self.wired_taps: WiredTaps[Tap] = WiredTaps()
         """Those of its model, with this one among them while it is wired."""
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 from vlm_lens.hooks.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from vlm_lens.hooks.step import Step
-    from vlm_lens.hooks.tap import Tap
 
 
-class WiredTaps:
+@runtime_checkable
+class Rewirable(Protocol):
+    """What can be wired again where it belongs."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether another module has taken the place of the one that it is wired into."""
+        ...
+
+    def rewire(self) -> None:
+        """Wire it into the module that is at its place now."""
+        ...
+
+
+R = TypeVar("R", bound=Rewirable)
+
+
+class WiredTaps(Generic[R]):
     """Those of a model's taps that are wired; each says so itself.
 
     While there is one, compiled parts of the model run uncompiled, and `step` is in use.
@@ -27,15 +43,15 @@ class WiredTaps:
 
     def __init__(self, step: Step | None = None) -> None:
         self.step = step
-        self._taps: dict[Tap, None] = {}
+        self._taps: dict[R, None] = {}
 
     def __len__(self) -> int:
         return len(self._taps)
 
-    def __iter__(self) -> Iterator[Tap]:
+    def __iter__(self) -> Iterator[R]:
         return iter(self._taps)
 
-    def add(self, tap: Tap) -> None:
+    def add(self, tap: R) -> None:
         """One tap more: it is in the model now."""
         if not self._taps:
             uncompiled.use()
@@ -43,7 +59,7 @@ class WiredTaps:
                 self.step.use()
         self._taps[tap] = None
 
-    def discard(self, tap: Tap) -> None:
+    def discard(self, tap: R) -> None:
         """One tap fewer."""
         del self._taps[tap]
         if not self._taps:

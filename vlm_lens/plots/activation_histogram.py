@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vlm_lens.plots.layout import AXIS, framed, shown
-from vlm_lens.plots.line_panels import colours_of
+from vlm_lens.plots.lines import colours_of
 from vlm_lens.statistics.histograms import Histogram
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.plots.axes import ZERO, Scale, k_axis
 from vlm_lens.plots.layout import INK, MUTED, framed, shown, wrapped
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from vlm_lens.analyses.critical import CriticalNeurons, Measurement
 
 _WIDTH = 980
 _RATIO_HEIGHT, _SHARE_HEIGHT = 270, 190
@@ -31,6 +31,28 @@ _LEGEND = {"x": 1.02, "font": {"size": 12}, "yanchor": "top", "tracegroupgap": 2
 _BASELINES = 3
 """The legend of the baselines; the panels have 1 and 2."""
 _CRITERION = re.compile(r"(?P<metric>.+) (?P<sign>[<>]=) (?P<value>\S+)")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured as more and more neurons of a ranking were masked.
+
+    Attributes:
+        method: What ranked them.
+        measurements: By rising k; the first one is with nothing masked.
+        n_ranked: How many neurons are ranked.
+        k: How many it takes until the model has collapsed; None if it never does.
+    """
+
+    method: str
+    measurements: Sequence[Measurement]
+    n_ranked: int
+    k: int | None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all that was measured."""
+        return tuple(dict.fromkeys(name for m in self.measurements for name in m.metrics))
 
 
 @dataclass(frozen=True)
@@ -89,64 +111,71 @@ class _Panel:
 
 
 def collapse_curve(
-    result: CriticalNeurons, *, others: Mapping[str, CriticalNeurons] | None = None
+    curve: Curve,
+    *,
+    title: str,
+    stages: Stages | None = None,
+    criteria: Mapping[str, Sequence[str]] | None = None,
+    others: Mapping[str, Curve] | None = None,
+    remarks: Sequence[str] = (),
 ) -> go.Figure:
     """Draws what was measured over the number of masked neurons, with both stages marked.
 
     Perplexities (the metrics with "perplexity" in their name) are above, over their clean values;
-    shares from 0 to 1 are below. Values that are not finite are open markers at the top. Grey lines
-    are the thresholds that the result's parameters ``collapse`` (a list) and ``degraded`` name,
-    such as "similarity <= 0.3".
+    shares from 0 to 1 are below. Values that are not finite are open markers at the top.
 
     Args:
-        result: What a search for critical neurons found.
+        curve: What was measured.
+        title: The heading.
+        stages: Where degradation and collapse begin.
+        criteria: Thresholds such as "similarity <= 0.3", by what they mean: grey lines.
         others: Baselines by name. Of these the first metric in each panel is drawn, thinner.
+        remarks: Lines below the heading.
 
     Raises:
         ValueError: Nothing was measured.
 
     Example:
-        >>> from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
-        >>> from vlm_lens.neurons import NeuronSet
-        >>> result = CriticalNeurons(
-        ...     method="CAN", k=1, is_monotone=True, stages=Stages(None, 1, ""),
-        ...     ranking=NeuronSet.from_indices({"blocks.1.hook_mlp_out": [5]}),
-        ...     curve=(Measurement(0, {"perplexity": 2.0}), Measurement(1, {"perplexity": 50.0})))
-        >>> collapse_curve(result).data[0].y
+        >>> from vlm_lens.masking.measurement import Measurement
+        >>> measured = Measurement(0, {"perplexity": 2.0}), Measurement(1, {"perplexity": 50.0})
+        >>> collapse_curve(Curve("CAN", measured, n_ranked=8, k=1), title="demo").data[0].y
         (1.0, 25.0)
     """
     import plotly.graph_objects as go  # a fifth of a second that reports do not need
 
     others = others or {}
-    if not result.metrics:
+    if not curve.metrics:
         raise ValueError("expected measurements to draw, got a result without any metric.")
-    panels = _panels(result, others)
-    last = max(each.curve[-1].k for each in (result, *others.values()))
-    figure = go.Figure(layout=_layout(result, panels, last))
+    panels = _panels(curve, others, criteria or {})
+    last = max(each.measurements[-1].k for each in (curve, *others.values()))
+    layout = _layout(panels, last, title=title, remarks=remarks, labels=len(_lines(stages)))
+    figure = go.Figure(layout=layout)
     for number, panel in enumerate(panels, 1):
         _add_thresholds(figure, panel, f"y{number}")
-        _add_curves(figure, panel, number, [curve for each in panels for curve in each.listed])
-    _add_stages(figure, result)
+        _add_curves(figure, panel, number, [line for each in panels for line in each.listed])
+    _add_stages(figure, _lines(stages))
     return figure
 
 
 # What is drawn ------------------------------------------------------------------------------------
 
 
-def _panels(result: CriticalNeurons, others: Mapping[str, CriticalNeurons]) -> list[_Panel]:
-    colours = iter(_COLOURS * (1 + len(result.metrics) // len(_COLOURS)))
+def _panels(
+    main: Curve, others: Mapping[str, Curve], criteria: Mapping[str, Sequence[str]]
+) -> list[_Panel]:
+    colours = iter(_COLOURS * (1 + len(main.metrics) // len(_COLOURS)))
     drawn = {}
     for is_ratio in (True, False):
-        names = [name for name in _drawn(result.metrics) if ("perplexity" in name) == is_ratio]
+        names = [name for name in _drawn(main.metrics) if ("perplexity" in name) == is_ratio]
         curves = list(_baselines(names, others, is_ratio))
-        curves += [_main(result, name, is_ratio, next(colours)) for name in names]
+        curves += [_main(main, name, is_ratio, next(colours)) for name in names]
         if names:
             drawn[is_ratio] = curves
     baselines = {c.name: c for curves in reversed(drawn.values()) for c in _by_legend(curves)[1]}
     panels = []
     for is_ratio, curves in drawn.items():
         listed = _by_legend(curves)[0] + ([] if panels else list(baselines.values()))
-        panels.append(_panel(curves, listed, _thresholds(result, is_ratio), is_ratio))
+        panels.append(_panel(curves, listed, _thresholds(main, criteria, is_ratio), is_ratio))
     return panels
 
 
@@ -185,51 +214,49 @@ def _drawn(metrics: Sequence[str]) -> list[str]:
     return [name for name in metrics if name.removesuffix("_ratio") not in set(metrics) - {name}]
 
 
-def _main(result: CriticalNeurons, metric: str, is_ratio: bool, colour: str) -> _Curve:
+def _main(curve: Curve, metric: str, is_ratio: bool, colour: str) -> _Curve:
     look = {"colour": colour, "dash": "solid", "symbol": "circle", "width": 2.5, "size": 8}
-    return _Curve(shown(metric.replace("_", " ")), look, _points(result, metric, is_ratio))
+    return _Curve(shown(metric.replace("_", " ")), look, _points(curve, metric, is_ratio))
 
 
 def _baselines(
-    names: Sequence[str], others: Mapping[str, CriticalNeurons], is_ratio: bool
+    names: Sequence[str], others: Mapping[str, Curve], is_ratio: bool
 ) -> Iterable[_Curve]:
     for place, (label, other) in enumerate(others.items()):
         kinds = {"colour": _PALE, "dash": _DASHES, "symbol": _SYMBOLS}
         look = {key: kind[place % len(kind)] for key, kind in kinds.items()}
         look |= {"width": 1.3, "size": 6}
         ended = (
-            f"no collapse within {other.curve[-1].k:,}" if other.k is None else f"k* = {other.k:,}"
+            f"no collapse within {other.measurements[-1].k:,}" if other.k is None else f"k* = {other.k:,}"
         )
         for metric in [name for name in names if name in other.metrics][:1]:
             name = wrapped(f"{label} ({ended})", 30)
             yield _Curve(name, look, _points(other, metric, is_ratio), is_baseline=True)
 
 
-def _points(result: CriticalNeurons, metric: str, is_ratio: bool) -> list[_Point]:
+def _points(curve: Curve, metric: str, is_ratio: bool) -> list[_Point]:
     points = []
-    for measurement in result.curve:
+    for measurement in curve.measurements:
         if metric in measurement.metrics:
             value = measurement.metrics[metric]
-            y = _over_clean(result, metric, value, is_ratio)
-            hint = _hint(result, measurement, metric, y if is_ratio else None)
+            y = _over_clean(curve, metric, value, is_ratio)
+            hint = _hint(curve, measurement, metric, y if is_ratio else None)
             points.append(_Point(measurement.k or ZERO, y, hint))
     return points
 
 
-def _over_clean(result: CriticalNeurons, metric: str, value: float, is_ratio: bool) -> float | None:
+def _over_clean(curve: Curve, metric: str, value: float, is_ratio: bool) -> float | None:
     """How high a value is drawn; None if that is not finite, or nowhere on a logarithmic axis."""
-    clean = result.curve[0].metrics.get(metric, math.nan) if is_ratio else 1.0
+    clean = curve.measurements[0].metrics.get(metric, math.nan) if is_ratio else 1.0
     drawn = value / clean if clean else math.nan
     return drawn if math.isfinite(drawn) and (drawn > 0 or not is_ratio) else None
 
 
-def _hint(
-    result: CriticalNeurons, measurement: Measurement, metric: str, ratio: float | None
-) -> str:
+def _hint(curve: Curve, measurement: Measurement, metric: str, ratio: float | None) -> str:
     value = measurement.metrics[metric]
     lines = [
-        f"<b>{wrapped(result.method, 60)}</b>",
-        f"k = {measurement.k:,} of {len(result.ranking):,} ranked neurons masked",
+        f"<b>{wrapped(curve.method, 60)}</b>",
+        f"k = {measurement.k:,} of {curve.n_ranked:,} ranked neurons masked",
         f"{shown(metric)} = {value:.6g}" + ("" if math.isfinite(value) else " (not finite)"),
     ]
     if ratio is not None:
@@ -239,30 +266,31 @@ def _hint(
     return "<br>".join(lines)
 
 
-def _thresholds(result: CriticalNeurons, is_ratio: bool) -> list[tuple[float, str]]:
-    """Height and text of each threshold that the parameters name for this panel."""
-    found = {}
-    for stage in ("collapse", "degraded"):
-        given = result.parameters.get(stage)
-        for written in [given] if isinstance(given, str) else given or ():
-            match = _CRITERION.fullmatch(str(written))
+def _thresholds(
+    curve: Curve, criteria: Mapping[str, Sequence[str]], is_ratio: bool
+) -> list[tuple[float, str]]:
+    """Height and text of each threshold of this panel."""
+    heights = {}
+    for stage, given in criteria.items():
+        for written in given:
+            match = _CRITERION.fullmatch(written)
             if match is None or ("perplexity" in match["metric"]) != is_ratio:
                 continue
-            value = _over_clean(result, match["metric"], float(match["value"]), is_ratio)
+            value = _over_clean(curve, match["metric"], float(match["value"]), is_ratio)
             sign, name = "≥" if match["sign"] == ">=" else "≤", match["metric"].replace("_", " ")
             if value is not None:
-                found[value, shown(f"{stage}: {name} {sign} {match['value']}")] = None
-    return list(found)
+                heights[value, shown(f"{stage}: {name} {sign} {match['value']}")] = None
+    return list(heights)
 
 
 # How it is drawn ----------------------------------------------------------------------------------
 
 
-def _layout(result: CriticalNeurons, panels: Sequence[_Panel], last: int) -> dict[str, Any]:
-    title, model = result.summary(), result.parameters.get("model")
-    remarks = [f"model: {model}" if model else "", *result.notes]
+def _layout(
+    panels: Sequence[_Panel], last: int, *, title: str, remarks: Sequence[str], labels: int
+) -> dict[str, Any]:
     inner = sum(panel.scale.height for panel in panels) + _GAP * (len(panels) - 1)
-    margin = {**_MARGIN, "t": 8 + _LABEL * len(_stages(result))}
+    margin = {**_MARGIN, "t": 8 + _LABEL * labels}
     layout = framed(
         title=title,
         remarks=[remark for remark in remarks if remark not in title],
@@ -350,19 +378,19 @@ def _add_not_finite(
     )
 
 
-def _stages(result: CriticalNeurons) -> list[tuple[int, str, str]]:
+def _lines(stages: Stages | None) -> list[tuple[int, str, str]]:
     """The last stage first: its k, its name, and how its line is drawn."""
-    onset, collapse = result.stages.onset, result.stages.collapse
+    onset, collapse = (None, None) if stages is None else (stages.onset, stages.collapse)
     if onset is not None and onset == collapse:
         return [(onset, "degradation begins and collapse", "solid")]
     named = [(collapse, "collapse", "solid"), (onset, "degradation begins", "dash")]
     return sorted(((k, what, dash) for k, what, dash in named if k is not None), reverse=True)
 
 
-def _add_stages(figure: go.Figure, result: CriticalNeurons) -> None:
+def _add_stages(figure: go.Figure, lines: list[tuple[int, str, str]]) -> None:
     """Vertical lines through both panels where the stages begin, each with its label on top."""
     # Labels are right of their lines; a line further left goes up further, past the other label.
-    for place, (k, what, dash) in enumerate(_stages(result)):
+    for place, (k, what, dash) in enumerate(lines):
         x = k or ZERO
         line = {"color": INK, "width": 1.5, "dash": dash}
         figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line=line)

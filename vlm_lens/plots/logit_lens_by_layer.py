@@ -9,13 +9,12 @@ import numpy as np
 
 from vlm_lens.inputs import TokenMap
 from vlm_lens.plots import style
+from vlm_lens.plots.decoded import Decoded
 from vlm_lens.plots.layout import INK, MUTED, framed, shown
 from vlm_lens.plots.sampling import evenly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from vlm_lens.analyses.logit_lens import LogitLens
 
 _CELL, _ROW, _LETTERS, _LONGEST = 58, 26, 8, 14
 _MOST_COLUMNS = 18
@@ -23,7 +22,7 @@ _MARGIN = {"l": 70, "r": 100, "t": 8, "b": 96}
 
 
 def logit_lens_by_layer(
-    lens: LogitLens,
+    lens: Decoded,
     token_map: TokenMap,
     *,
     positions: Sequence[int] | None = None,
@@ -32,7 +31,7 @@ def logit_lens_by_layer(
     """Draws the most probable next token at each depth, in the colour of its probability.
 
     Args:
-        lens: Of `vlm_lens.analyses.logit_lens.logit_lens`.
+        lens: What a lens found, e.g. `vlm_lens.analyses.logit_lens.logit_lens`.
         token_map: What the positions are, e.g. ``inputs.token_map[0]``.
         positions: Which of the lens' positions; by default all, of more than 18 some,
             evenly apart.
@@ -111,7 +110,7 @@ def logit_lens_by_layer(
     return figure
 
 
-def _chosen(lens: LogitLens, positions: Sequence[int] | None) -> tuple[list[int], str]:
+def _chosen(lens: Decoded, positions: Sequence[int] | None) -> tuple[list[int], str]:
     """The positions to draw, and a note where these are not all."""
     if positions is not None:
         wrong = [position for position in positions if position not in lens.positions]

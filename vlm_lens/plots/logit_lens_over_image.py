@@ -10,6 +10,7 @@ from jaxtyping import Float
 from vlm_lens.inputs import TokenMap, load_image
 from vlm_lens.inputs.images import ImageSource
 from vlm_lens.plots import style
+from vlm_lens.plots.decoded import Decoded
 from vlm_lens.plots.image_panels import Panel, image_panels
 from vlm_lens.plots.layout import INK, shown
 from vlm_lens.plots.mosaic import NOTHING, Mosaic
@@ -17,8 +18,6 @@ from vlm_lens.plots.sampling import evenly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from vlm_lens.analyses.logit_lens import LogitLens
 
 _SHORTEST, _LONGEST, _CELL, _SLIDER = 540, 760, 30, 84
 """The side of the picture, that of a cell where the picture is not too long for it, the slider's
@@ -30,7 +29,7 @@ _FEWEST_LETTERS, _ROOMY = 4, 7
 
 def logit_lens_over_image(
     image: ImageSource,
-    lens: LogitLens,
+    lens: Decoded,
     token_map: TokenMap,
     *,
     follow: str | None = None,
@@ -44,7 +43,8 @@ def logit_lens_over_image(
 
     Args:
         image: The original image, as any source that `load_image` reads.
-        lens: Of `vlm_lens.analyses.logit_lens.logit_lens`, at positions of the image.
+        lens: What a lens found, e.g. `vlm_lens.analyses.logit_lens.logit_lens`, at positions of
+            the image.
         token_map: What the positions are, e.g. ``inputs.token_map[0]``.
         follow: Draw this token's probability, one of those that `logit_lens` was asked to follow.
         image_index: Which of the sample's images.
@@ -112,7 +112,7 @@ def _title(follow: str | None) -> str:
     return f"Logit lens: probability of {follow!r}" if follow else "Logit lens: most probable token"
 
 
-def _shares(lens: LogitLens, follow: str | None) -> Float[np.ndarray, "depth pos"]:
+def _shares(lens: Decoded, follow: str | None) -> Float[np.ndarray, "depth pos"]:
     if follow is None:
         return style.to_numpy(lens.probabilities[..., 0])
     if follow not in lens.followed:
@@ -124,7 +124,7 @@ def _shares(lens: LogitLens, follow: str | None) -> Float[np.ndarray, "depth pos
 
 
 def _panel(
-    lens: LogitLens,
+    lens: Decoded,
     shares: Float[np.ndarray, "depth pos"],
     depth: int,
     mosaic: Mosaic,
@@ -138,7 +138,7 @@ def _panel(
 def _layer(
     base: dict[str, Any],
     panel: Panel,
-    lens: LogitLens,
+    lens: Decoded,
     depth: int,
     mosaic: Mosaic,
     letters: float,
@@ -156,7 +156,7 @@ def _layer(
     return trace
 
 
-def _hint(lens: LogitLens, depth: int, place: int) -> str:
+def _hint(lens: Decoded, depth: int, place: int) -> str:
     """The best tokens of a position, for the hover text."""
     pos = lens.positions[place]
     shares = lens.probabilities[depth, place].tolist()
@@ -167,7 +167,7 @@ def _hint(lens: LogitLens, depth: int, place: int) -> str:
     return "<br>".join([f"<b>position {pos}, {lens.names[depth]}</b>", *lines, *followed])
 
 
-def _labels(lens: LogitLens, depth: int, mosaic: Mosaic, letters: int) -> np.ndarray:
+def _labels(lens: Decoded, depth: int, mosaic: Mosaic, letters: int) -> np.ndarray:
     """The best token of each patch, in the middle one of its cells."""
     labels = np.full(mosaic.entries.shape, "", dtype=object)
     for pos in lens.positions:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from vlm_lens.plots.line_panels import Line, Panel, line_panels
+from vlm_lens.plots.lines import Line, Panel, lines
 from vlm_lens.statistics.neuron_statistics import NeuronStatistics
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def statistics_by_layer(
         for measure, says in _MEASURES.items()
     ]
     sites = ", ".join(dict.fromkeys(frame["site"]))
-    return line_panels(
+    return lines(
         panels,
         title=title or f"Activity of the {chosen.replace('_', ' ')}'s neurons by layer",
         remarks=[f"{statistics.n_samples:,} samples; {sites}"],

@@ -6,13 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.plots import style
 from vlm_lens.plots.html_figure import HtmlFigure
-
-if TYPE_CHECKING:
-    from vlm_lens.analyses.critical import CriticalNeurons, Measurement
 
 _MOST_COLUMNS = 8
 _CELL = (
@@ -28,13 +25,33 @@ class TextGallery(HtmlFigure):
     """Answers as an HTML table, which notebooks show and any page can hold."""
 
 
+@dataclass(frozen=True)
+class _Column:
+    """The answers with some neurons masked."""
+
+    k: int
+    head: str
+    answers: Sequence[str]
+
+
 def text_gallery(
-    result: CriticalNeurons, *, n: int = 8, ks: Sequence[int] | None = None
+    measurements: Sequence[Measurement],
+    *,
+    prompts: Sequence[str],
+    references: Sequence[str | None],
+    stages: Stages,
+    title: str,
+    n: int = 8,
+    ks: Sequence[int] | None = None,
 ) -> TextGallery:
     """Shows clean and masked answers side by side; those that are not the clean one stand out.
 
     Args:
-        result: What a search for critical neurons found, with answers in some measurements.
+        measurements: By rising number of masked neurons, with answers in some.
+        prompts: What was asked.
+        references: The answer of each prompt's sample, where it has one.
+        stages: Where degradation and collapse begin.
+        title: The heading.
         n: How many samples to show, from the first on.
         ks: Which numbers of masked neurons to show. By default all with answers; of more than
             eight those that tell most: where the stages begin, before that, and some between.
@@ -43,36 +60,46 @@ def text_gallery(
         ValueError: `n` is not positive, no measurement has answers, or one of `ks` has none.
 
     Example:
-        >>> from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
-        >>> from vlm_lens.neurons import NeuronSet
-        >>> result = CriticalNeurons(
-        ...     method="CAN", k=1, is_monotone=True, stages=Stages(None, 1, ""),
-        ...     ranking=NeuronSet.from_indices({"blocks.1.hook_mlp_out": [5]}),
-        ...     curve=(Measurement(0, {}, False, ("a dog",)), Measurement(1, {}, True, ("<s>",))),
-        ...     prompts=("what is this ?",), references=("a dog",))
-        >>> "≠ &lt;s&gt;" in text_gallery(result).html
+        >>> from vlm_lens.masking.measurement import Measurement, Stages
+        >>> answers = Measurement(0, {}, False, ("a dog",)), Measurement(1, {}, True, ("<s>",))
+        >>> gallery = text_gallery(
+        ...     answers, prompts=["what is this ?"], references=["a dog"],
+        ...     stages=Stages(None, 1, ""), title="CAN")
+        >>> "≠ &lt;s&gt;" in gallery.html
         True
     """
-    shown = _columns(result, n, ks)
-    has_references = any(reference is not None for reference in result.references[:n])
-    head = ["prompt", *(["reference answer"] if has_references else [])]
-    heads = [f'<th style="{_CELL}none">{text}</th>' for text in head]
-    heads += [f'<th style="{_CELL}none">{_head(result, m)}</th>' for m in shown]
-    rows = [_row(result, i, shown, has_references) for i in range(min(n, len(result.prompts)))]
-    table = (
-        '<table style="border-collapse:collapse;font-size:.88em">'
-        f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+    answered = {m.k: m.answers for m in measurements if m.answers is not None}
+    columns = [
+        _Column(k, _head(k, stages), answered[k]) for k in _chosen(list(answered), n, ks, stages)
+    ]
+    has_references = any(reference is not None for reference in references[:n])
+    heads = ["prompt", *(["reference answer"] if has_references else [])]
+    heads += [column.head for column in columns]
+    rows = []
+    for i, (prompt, reference) in enumerate(zip(prompts[:n], references, strict=False)):
+        asked = [prompt]
+        if has_references:
+            asked.append("–" if reference is None else reference or "∅")
+        clean = measurements[0].answers
+        rows.append(_row(asked, [c.answers[i] for c in columns], None if clean is None else clean[i]))
+    head = "".join(f'<th style="{_CELL}none">{text}</th>' for text in heads)
+    note = _note((len(rows), len(prompts)), (len(columns), len(answered)))
     return TextGallery(
-        f'<div style="font-family:{escape(style.FONT)}">'
-        f"<div><b>{escape(result.summary())}</b></div>"
-        f'<div style="{_MUTED};margin:.3em 0">{_note(result, n, shown)}</div>'
-        f'<div style="overflow-x:auto">{table}</div></div>'
+        f'<div style="font-family:{escape(style.FONT)}"><div><b>{escape(title)}</b></div>'
+        f'<div style="{_MUTED};margin:.3em 0">{note}</div><div style="overflow-x:auto">'
+        '<table style="border-collapse:collapse;font-size:.88em">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
 
 
-def _columns(result: CriticalNeurons, n: int, ks: Sequence[int] | None) -> list[Measurement]:
-    answered = {m.k: m for m in result.curve if m.answers is not None}
+def _row(asked: Sequence[str], answers: Sequence[str], clean: str | None) -> str:
+    cells = [_cell(text, look=_MUTED) for text in asked]
+    cells += [_cell(a or "∅", is_changed=clean is not None and a != clean) for a in answers]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _chosen(answered: list[int], n: int, ks: Sequence[int] | None, stages: Stages) -> list[int]:
+    """The numbers of masked neurons to show, checked."""
     if n < 1:
         raise ValueError(f"expected n of at least 1, got {n}.")
     if not answered:
@@ -81,17 +108,17 @@ def _columns(result: CriticalNeurons, n: int, ks: Sequence[int] | None) -> list[
             "but nothing to generate from."
         )
     if ks is None:
-        ks = list(answered) if len(answered) <= _MOST_COLUMNS else _telling(result, list(answered))
+        return answered if len(answered) <= _MOST_COLUMNS else _telling(answered, stages)
     if missing := [k for k in ks if k not in answered]:
         raise ValueError(
             f"there are no answers for k = {missing[0]}, but for {', '.join(map(str, answered))}."
         )
-    return [answered[k] for k in sorted(set(ks))]
+    return sorted(set(ks))
 
 
-def _telling(result: CriticalNeurons, ks: list[int]) -> list[int]:
+def _telling(ks: list[int], stages: Stages) -> list[int]:
     """The clean one, the last one, those where the stages begin and before, and some between."""
-    begins = [result.stages.onset, result.k, result.stages.collapse]
+    begins = [stages.onset, stages.collapse]
     before = [max((k for k in ks if k < begin), default=0) for begin in begins if begin]
     chosen = {ks[0], ks[-1], *before, *(k for k in begins if k in ks)}
     while len(chosen) < _MOST_COLUMNS:
@@ -99,28 +126,11 @@ def _telling(result: CriticalNeurons, ks: list[int]) -> list[int]:
     return sorted(chosen)
 
 
-def _head(result: CriticalNeurons, measurement: Measurement) -> str:
+def _head(k: int, stages: Stages) -> str:
     said = {0: "clean"}
-    said |= {result.stages.onset: "degradation begins"} if result.stages.onset else {}
-    said |= {result.stages.collapse: "collapse"} if result.stages.collapse else {}
-    note = said.get(measurement.k, "")
-    return f'k = {measurement.k:,}<div style="font-weight:400">{note}</div>'
-
-
-def _row(
-    result: CriticalNeurons, sample: int, shown: Sequence[Measurement], has_references: bool
-) -> str:
-    clean = result.curve[0].answers
-    cells = [_cell(result.prompts[sample], look=_MUTED)]
-    if has_references:
-        reference = result.references[sample]
-        cells.append(_cell("–" if reference is None else reference or "∅", look=_MUTED))
-    for measurement in shown:
-        assert measurement.answers is not None  # see _columns
-        answer = measurement.answers[sample]
-        is_changed = clean is not None and answer != clean[sample]
-        cells.append(_cell(answer or "∅", is_changed=is_changed))
-    return f"<tr>{''.join(cells)}</tr>"
+    said |= {stages.onset: "degradation begins"} if stages.onset else {}
+    said |= {stages.collapse: "collapse"} if stages.collapse else {}
+    return f'k = {k:,}<div style="font-weight:400">{said.get(k, "")}</div>'
 
 
 def _cell(text: str, *, is_changed: bool = False, look: str = "") -> str:
@@ -130,11 +140,11 @@ def _cell(text: str, *, is_changed: bool = False, look: str = "") -> str:
     return f'<td style="{_CELL}{colour};{look}">{sign}{escape(text)}</td>'
 
 
-def _note(result: CriticalNeurons, n: int, shown: Sequence[Measurement]) -> str:
-    total, answered = len(result.prompts), sum(m.answers is not None for m in result.curve)
+def _note(samples: tuple[int, int], columns: tuple[int, int]) -> str:
+    """What a reader must know; of both it is said how many are shown, and how many there are."""
     parts = ["≠ and orange: not the clean answer; ∅: an empty answer"]
-    if n < total:
-        parts.append(f"the first {n} of {total} samples")
-    if len(shown) < answered:
-        parts.append(f"{len(shown)} of the {answered} measurements with answers")
+    if samples[0] < samples[1]:
+        parts.append(f"the first {samples[0]} of {samples[1]} samples")
+    if columns[0] < columns[1]:
+        parts.append(f"{columns[0]} of the {columns[1]} measurements with answers")
     return "; ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,6 @@ from vlm_lens.plots.layout import GRID, INK, MUTED, framed, shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from vlm_lens.analyses.neuron_types_result import NeuronTypes
 
 COLOURS = {
     "visual": (213, 94, 0),
@@ -31,7 +30,7 @@ _AXIS = {"zeroline": False, "showline": True, "linecolor": MUTED, "ticks": "outs
 
 
 def type_proportions(
-    types: NeuronTypes, *, high_confidence: bool = False, title: str | None = None
+    frame: pd.DataFrame, *, title: str, remarks: Sequence[str] = ()
 ) -> go.Figure:
     """Draws a stacked bar for each layer (Fig. 5 of "Deciphering Functions of Neurons in VLMs").
 
@@ -39,25 +38,25 @@ def type_proportions(
     larger than if it were drawn which tokens are visual. What is faint is not.
 
     Args:
-        types: Of `vlm_lens.analyses.neuron_types.classify`.
-        high_confidence: Draw only neurons of high confidence; the rest of a bar is left empty.
-        title: By default, how many neurons there are.
+        frame: A row for each hook point: its ``name``, ``layer`` and number of ``neurons``, the
+            share of each label, and that which is more than chance (``significant visual``, ...).
+        title: The heading.
+        remarks: Lines below it.
 
     Example:
-        >>> import torch
-        >>> from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
-        >>> counts = torch.tensor([[9, 1], [0, 2], [1, 7], [0, 0]])
-        >>> site = SiteTypes(counts, torch.ones(2), torch.tensor([[0.001, 1.0]] * 4))
-        >>> figure = type_proportions(NeuronTypes({"blocks.0.mlp.hook_act": site},
-        ...     {"high_confidence": 0.8, "alpha": 0.05, "n_samples": 30}))
+        >>> import pandas as pd
+        >>> labels = ("visual", "text", "multi-modal", "unknown")
+        >>> shares = dict.fromkeys([*labels, *(f"significant {label}" for label in labels)], 0.0)
+        >>> row = {"name": "blocks.0.mlp.hook_act", "layer": 0, "neurons": 2, **shares}
+        >>> row |= {"visual": 0.5, "significant visual": 0.5, "multi-modal": 0.5}
+        >>> figure = type_proportions(pd.DataFrame([row]), title="demo")
         >>> [bar.name for bar in figure.data if sum(bar.y)]
         ['visual, more than chance', 'multi-modal']
     """
     import plotly.graph_objects as go  # a fifth of a second that reports do not need
 
-    frame = types.by_layer(high_confidence=high_confidence)
     names = _names(frame)
-    figure = go.Figure(layout=_layout(types, names, high_confidence, title))
+    figure = go.Figure(layout=_layout(names, title, remarks))
     for label in COLOURS:
         every, sure = (frame[column].to_numpy() for column in (label, f"significant {label}"))
         figure.add_trace(_bar(frame, names, label, sure, is_sure=True))
@@ -103,20 +102,11 @@ def _bar(
     }
 
 
-def _layout(
-    types: NeuronTypes, names: list[str], high_confidence: bool, title: str | None
-) -> dict[str, Any]:
-    n = sum(len(site.maxima) for site in types.sites.values())
-    width = min(max(_BAR * len(names), _NARROWEST), _WIDEST)
-    few = f"share above {types.parameters['high_confidence']:g} only" if high_confidence else ""
-    remark = (
-        f"Full colour: more than chance at a rate of false discoveries of "
-        f"{types.parameters['alpha']:g}; faint: not."
-    )
+def _layout(names: list[str], title: str, remarks: Sequence[str]) -> dict[str, Any]:
     layout = framed(
-        title=title or f"Types of {n:,} neurons by layer" + (f", {few}" if few else ""),
-        remarks=[remark],
-        width=width + _MARGIN["l"] + _MARGIN["r"],
+        title=title,
+        remarks=remarks,
+        width=min(max(_BAR * len(names), _NARROWEST), _WIDEST) + _MARGIN["l"] + _MARGIN["r"],
         height=_HEIGHT + _MARGIN["t"] + _MARGIN["b"],
         margin=_MARGIN,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from vlm_lens.analyses.places import places
+from vlm_lens.neurons.places import places
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.plots import style
 from vlm_lens.plots.axes import log_ticks, written
@@ -18,8 +18,6 @@ from vlm_lens.plots.layout import INK, MUTED, framed, shown, wrapped
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from vlm_lens.analyses.critical import CriticalNeurons
 
 _ROW, _GAP = 30, 72
 _NARROWEST, _WIDEST, _ROOM = 20, 46, 760
@@ -75,10 +73,11 @@ class _Grid:
 
 
 def where_they_sit(
-    found: CriticalNeurons | NeuronSet,
+    neurons: NeuronSet,
     *,
     sizes: Mapping[str, int] | None = None,
     matrices: Mapping[str, str] | None = None,
+    what: str = "",
     title: str | None = None,
 ) -> go.Figure:
     """Draws for each component how many neurons are in each layer and matrix.
@@ -86,11 +85,12 @@ def where_they_sit(
     Grey cells are hook points without such a neuron; where nothing is drawn, none is known.
 
     Args:
-        found: Critical neurons, or any set.
-        sizes: The number of neurons at each hook point of interest; by default what `found` knows.
-        matrices: The matrix of each hook point, e.g. ``matrices_of(found.names, model.hook_dict)``;
-            by default what `found` knows. Where it is not known, the site is shown.
-        title: By default, what `found` is.
+        neurons: The set.
+        sizes: The number of neurons at each hook point of interest; by default what the set knows.
+        matrices: The matrix of each hook point, e.g. ``matrices_of(names, model.hook_dict)``. Where
+            it is not known, the site is shown.
+        what: Which neurons these are, e.g. "critical".
+        title: By default, how many there are.
 
     Raises:
         ValueError: There is neither a neuron nor a size.
@@ -104,8 +104,8 @@ def where_they_sit(
     """
     import plotly.graph_objects as go  # a fifth of a second that reports do not need
 
-    grids, heading = _grids(found, sizes or {}, matrices or {})
-    figure = go.Figure(layout=_layout(grids, title or heading))
+    grids = _grids(neurons, {**neurons.sizes, **(sizes or {})}, matrices or {}, what)
+    figure = go.Figure(layout=_layout(grids, title or f"Where {len(neurons):,} neurons sit"))
     most = max(float(np.nanmax(grid.counts)) for grid in grids)
     for number, grid in enumerate(grids, 1):
         figure.add_trace(_heatmap(grid, number, most))
@@ -116,22 +116,10 @@ def where_they_sit(
 
 
 def _grids(
-    found: CriticalNeurons | NeuronSet, sizes: Mapping[str, int], matrices: Mapping[str, str]
-) -> tuple[list[_Grid], str]:
-    """The components from images to text, and what they show."""
-    if isinstance(found, NeuronSet):
-        neurons, known, what = found, {**found.sizes, **sizes}, "neurons"
-        heading = f"Where {len(found):,} neurons sit"
-    else:
-        neurons, what = found.neurons, "critical"
-        known = {**found.ranking.sizes, **found.sizes, **sizes}
-        matrices = {**found.matrices, **matrices}
-        one = "critical neuron sits"
-        many = f"{len(neurons):,} critical neurons sit"
-        heading = f"{found.method}: where the {one if len(neurons) == 1 else many}"
-        if found.k is None:
-            heading = f"{found.method}: no collapse within {found.curve[-1].k:,} neurons"
-    table = places(neurons, sizes=known, matrices=matrices)
+    neurons: NeuronSet, sizes: Mapping[str, int], matrices: Mapping[str, str], what: str
+) -> list[_Grid]:
+    """The components from images to text."""
+    table = places(neurons, sizes=sizes, matrices=matrices)
     if table.empty:
         raise ValueError("expected neurons to draw, got none: pass sizes to draw an empty model.")
     indices = {name: at.tolist() for name, at in neurons.indices.items()}
@@ -147,7 +135,7 @@ def _grids(
         for row in table.to_dict("records")
     ]
     components = dict.fromkeys(spot.component for spot in spots)
-    return [_grid([s for s in spots if s.component == c], what) for c in components], heading
+    return [_grid([s for s in spots if s.component == c], what) for c in components]
 
 
 def _grid(spots: list[_Spot], what: str) -> _Grid:
@@ -177,8 +165,8 @@ def _share(spots: list[_Spot], what: str) -> str:
     count = f"{sum(len(spot.indices) for spot in spots):,}"
     sizes = [spot.size for spot in spots if spot.size is not None]
     if len(sizes) < len(spots):
-        return f"{count} {what}"
-    return f"{count} of {sum(sizes):,} neurons" + (f" {what}" if what == "critical" else "")
+        return f"{count} {what or 'neurons'}"
+    return f"{count} of {sum(sizes):,} neurons {what}".rstrip()
 
 
 def _hint(spots: list[_Spot], what: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from vlm_lens.plots import collapse_curve, text_gallery, where_they_sit
+from vlm_lens.plots import where_they_sit
 from vlm_lens.plots.page import as_json
 from vlm_lens.report.environment import render
 from vlm_lens.report.tables import Table, measurements, of_frame, of_parameters, stages, written
@@ -68,9 +68,9 @@ def story_of(result: CriticalNeurons) -> Story:
         notes=result.notes,
         rule=result.stages.rule,
         stages=stages(result),
-        curve=as_json(collapse_curve(result)),
+        curve=as_json(result.plot()),
         where=as_json(_where(result)),
-        gallery=Markup(text_gallery(result).html),  # it is escaped already
+        gallery=Markup(result.gallery().html),  # it is escaped already
     )
 
 
@@ -125,7 +125,7 @@ def _counts(result: CriticalNeurons) -> dict[str, str]:
 def _where(result: CriticalNeurons) -> go.Figure:
     """Where the critical neurons sit; where there are none, where the best-ranked do."""
     if result.k is not None:
-        return where_they_sit(result)
+        return result.where()
     best = result.ranking[:_BEST]
     return where_they_sit(
         best,

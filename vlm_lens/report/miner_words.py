@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_sets import Overlap
     from vlm_lens.analyses.miner_specificity import Specificity
-    from vlm_lens.report.miner import Mined
+    from vlm_lens.report.mined import Mined
 
 ERRORS = 2
 """A difference counts that is larger than so many standard errors."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
-    from vlm_lens.analyses.critical import CriticalNeurons, Measurement
+    from vlm_lens.analyses.critical import CriticalNeurons
+    from vlm_lens.masking.measurement import Measurement
 
 NOTHING = "–"
 """What stands for a value that there is none of."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.analyses.miner_results import Rows
 from vlm_lens.analyses.neuron_types_result import LABELS
 from vlm_lens.plots.page import as_json
 from vlm_lens.report import types_words as words
@@ -81,7 +80,7 @@ def of_labels(types: NeuronTypes) -> Table:
     return Table(heads, rows, [False, *(True for _ in heads[1:])])
 
 
-def of_sensitivity(tried: Rows) -> Table:
+def of_sensitivity(tried: list[dict[Any, Any]]) -> Table:
     """Which share has each label at some thresholds, and which share another one."""
     rows = [
         [
@@ -94,7 +93,7 @@ def of_sensitivity(tried: Rows) -> Table:
     return Table(heads, rows, [True] * len(heads))
 
 
-def _near(rows: Rows) -> Rows:
+def _near(rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
     """The thresholds that count, and those where only one is another."""
     return [row for row in rows if sum(row[name] != rows[0][name] for name in _THRESHOLDS) <= 1]
 

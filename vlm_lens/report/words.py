@@ -10,7 +10,8 @@ import pandas as pd
 from vlm_lens.report.tables import written
 
 if TYPE_CHECKING:
-    from vlm_lens.analyses.critical import CriticalNeurons, Measurement
+    from vlm_lens.analyses.critical import CriticalNeurons
+    from vlm_lens.masking.measurement import Measurement
 
 _RATIO, _AGREEMENT = "perplexity_ratio", "agreement"
 
@@ -19,7 +20,8 @@ def headline(result: CriticalNeurons) -> str:
     """Whether the model collapses, and without how many neurons.
 
     Example:
-        >>> from vlm_lens.analyses.critical import CriticalNeurons, Measurement, Stages
+        >>> from vlm_lens.analyses.critical import CriticalNeurons
+        >>> from vlm_lens.masking.measurement import Measurement, Stages
         >>> from vlm_lens.neurons import NeuronSet
         >>> name = "blocks.1.hook_mlp_out"
         >>> result = CriticalNeurons(

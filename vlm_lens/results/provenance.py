@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+from torch import nn
+
+from vlm_lens.hooks.adapters import adapted
 from vlm_lens.loading import BUNDLED, bundled_path
 from vlm_lens.versions import versions
+
+_READ = 16
+"""So many entries of each parameter tell models apart."""
 
 
 def hf_model_of(model: Any) -> Any:
@@ -61,3 +69,25 @@ def name_of(hf_model: Any) -> str:
     """
     name = str(hf_model.name_or_path)
     return BUNDLED if name == str(bundled_path()) else name
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """A checksum of every parameter's name, shape, dtype and some of its entries.
+
+    It tells a model from its fine-tuned versions without reading all of it, and from itself with
+    other adapters active. Parameters that a device map keeps out of memory count by name, shape and
+    dtype only.
+    """
+    digest = hashlib.sha256()
+    for name, layer in module.named_modules():
+        if adapted(layer):
+            state = (name, layer.disable_adapters, layer.active_adapters)
+            digest.update(repr((*state, getattr(layer, "scaling", None))).encode())
+    for name, parameter in module.named_parameters():
+        digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
+        if not parameter.is_meta:
+            flat = parameter.detach().flatten()
+            places = torch.linspace(0, len(flat) - 1, _READ, dtype=torch.float64).long()
+            some = flat[places.to(flat.device)].cpu()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -51,7 +51,7 @@ def collect(
     Args:
         model: The model; nothing about it is changed.
         samples: What it is given; may be an iterator.
-        sites: Which hook points; see `vlm_lens.analyses.sites.sites`.
+        sites: Which hook points; see `vlm_lens.neurons.sites.sites`.
         component: Only this one, such as "language_model".
         token_types: Which positions are told apart: "image", "text", "answer text",
             "text+special"; see `vlm_lens.statistics.TokenType`. They may overlap. By default
@@ -107,8 +107,8 @@ def collect(
         torch.Size([2, 384])
     """
     # Analyses build on statistics, and so cannot be there before them.
-    from vlm_lens.analyses.progress import digest_of_weights
-    from vlm_lens.analyses.sites import sites as hook_points
+    from vlm_lens.results.provenance import digest_of_weights
+    from vlm_lens.neurons.sites import sites as hook_points
 
     _check(top_k, batch_size, first_sample, checkpoint_every)
     names = hook_points(model, sites, component=component)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlm_lens.analyses.exemplars import KINDS, Exemplar, Exemplars, SampleView
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explaining.split import shown_in
@@ -17,14 +18,13 @@ from vlm_lens.data import Sample
 from vlm_lens.neurons import Neuron
 from vlm_lens.results import packing
 
-if TYPE_CHECKING:
-    from vlm_lens.analyses.explanations import Explanations
-
 _ROLES = ("prompt", "answer")
 _HALVES = ("exemplars", "held_out")
 
 
-def packed(found: Explanations, *, shown: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def packed(
+    explained: Sequence[ExplainedNeuron], *, shown: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fields and tensors."""
     views: dict[SampleView, int] = {}
     values: list[np.ndarray] = []
@@ -44,35 +44,25 @@ def packed(found: Explanations, *, shown: int) -> tuple[dict[str, Any], dict[str
             "score": packing.packed(one.score, "", {}),
             **{half: [exemplar(e) for e in getattr(one, half).top[:shown]] for half in _HALVES},
         }
-        for one in found.neurons
+        for one in explained
     ]
-    fields = {
-        "neurons": neurons,
-        "views": [_view_fields(view) for view in views],
-        "alpha": found.alpha,
-        "skipped": {str(neuron): why for neuron, why in found.skipped.items()},
-        "parameters": dict(found.parameters),
-        "notes": list(found.notes),
-    }
+    fields = {"neurons": neurons, "views": [_view_fields(view) for view in views]}
     boxes = [view.boxes for view in views]
     tensors = {
         "values": torch.from_numpy(np.concatenate([*values, np.zeros(0)])),
         "boxes": torch.from_numpy(np.concatenate([*boxes, np.zeros((0, 4))])),
-        "shuffled": torch.from_numpy(found.shuffled.copy()),
     }
     return fields, tensors
 
 
 def unpacked(
     fields: Mapping[str, Any], tensors: Mapping[str, Tensor], samples: Sequence[Sample] | None
-) -> dict[str, Any]:
-    """The arguments of `Explanations`.
+) -> tuple[ExplainedNeuron, ...]:
+    """What `packed` took apart.
 
     Raises:
         ValueError: The samples are not those that were explained.
     """
-    from vlm_lens.analyses.explanations import ExplainedNeuron
-
     boxes, values = tensors["boxes"].numpy(), _Taken(tensors["values"].numpy())
     lengths = [len(view["kinds"]) for view in fields["views"]]
     starts = np.cumsum([0, *lengths])
@@ -96,14 +86,7 @@ def unpacked(
         explanation = packing.built(Explanation, one["explanation"], {})
         score = packing.built(Score, one["score"], {})
         neurons.append(ExplainedNeuron(explanation, score, **both))
-    return {
-        "neurons": tuple(neurons),
-        "shuffled": tensors["shuffled"].numpy(),
-        "alpha": float(fields["alpha"]),
-        "skipped": {Neuron.parse(neuron): why for neuron, why in fields["skipped"].items()},
-        "parameters": fields["parameters"],
-        "notes": tuple(fields["notes"]),
-    }
+    return tuple(neurons)
 
 
 class _Taken:

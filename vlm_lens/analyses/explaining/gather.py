@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView, scaled
 from vlm_lens.analyses.explaining.split import halves
 from vlm_lens.analyses.explaining.views import Views, check_component
-from vlm_lens.analyses.sites import sites
+from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet

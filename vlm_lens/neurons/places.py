@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from vlm_lens.analyses.sites import matrix_of
+from vlm_lens.neurons.sites import matrix_of
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, build, example
 from tests.tiny import Tiny
 from vlm_lens import HookedVLM
-from vlm_lens.analyses.sites import matrix_of, sites
+from vlm_lens.neurons.sites import matrix_of, sites
 from vlm_lens.hooks.names import HookNameError
 from vlm_lens.neurons.neuron import split_name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.plots.axes import log_ticks
@@ -52,7 +53,7 @@ class Panel:
     reach: int | float | None = None
 
 
-def line_panels(
+def lines(
     panels: Sequence[Panel],
     *,
     title: str,
@@ -73,7 +74,7 @@ def line_panels(
         ValueError: There is nothing to draw.
 
     Example:
-        >>> figure = line_panels([Panel("share", {"text": ([0, 1], [0.5, 1.0])})], title="demo")
+        >>> figure = lines([Panel("share", {"text": ([0, 1], [0.5, 1.0])})], title="demo")
         >>> figure.data[0].name, figure.data[0].y
         ('text', (0.5, 1.0))
     """
@@ -91,6 +92,31 @@ def line_panels(
         for name, line in panel.dotted.items():
             figure.add_trace(_trace(name, line, colours[name], number, False, dotted=True))
     return figure
+
+
+def lines_of(
+    rows: Iterable[Mapping[Any, Any]], x: str, y: str, *, by: Sequence[str]
+) -> dict[str, Line]:
+    """One line for each combination of some columns' values, which "and" joins.
+
+    Args:
+        rows: Of a table, as ``frame.to_dict("records")`` gives them.
+        x: The column of the horizontal axis.
+        y: The column of the vertical one; where several rows have the same x, their mean is drawn.
+        by: The columns.
+
+    Example:
+        >>> rows = [{"layer": 0, "of": "text", "n": 3.0}, {"layer": 1, "of": "text", "n": 4.0}]
+        >>> lines_of(rows, "layer", "n", by=["of"])
+        {'text': ([0, 1], [3.0, 4.0])}
+    """
+    grouped: dict[str, dict[int | float, list[float]]] = {}
+    for row in rows:
+        at = grouped.setdefault(" and ".join(str(row[name]) for name in by), {})
+        at.setdefault(row[x], []).append(row[y])
+    return {
+        name: (list(at), [fmean(values) for values in at.values()]) for name, at in grouped.items()
+    }
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:

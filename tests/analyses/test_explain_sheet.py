@@ -16,7 +16,7 @@ from tests.tiny import picture
 from vlm_lens import Neuron
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars
 from vlm_lens.plots import style
-from vlm_lens.plots.exemplar_sheet import exemplar_sheet
+from vlm_lens.analyses.explaining.sheet import exemplar_sheet
 
 NEURON = Neuron("blocks.1.mlp.hook_act", 7)
 
