@@ -18,10 +18,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from benchmarks.models import FIRST_WORD, SIZES, Size, llava_config
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.masking import Batch, make_batches
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.sites import sites
 
 ALWAYS, ANSWER = -2, -1
 """Channels of the residual stream: the same at every position; what speaks for the answer."""

@@ -20,10 +20,10 @@ from benchmarks.models import SIZES, build
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can
 from vlm_lens.analyses.importance import Importance, batch_sums
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.loading import BUNDLED
 from vlm_lens.masking import Batch, make_batches
+from vlm_lens.neurons.sites import sites
 
 BARE, SCORE, WHOLE = "bare", "score", "whole"
 JOBS = {

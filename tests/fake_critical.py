@@ -7,8 +7,8 @@ from typing import Any
 
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.masking.measurement import Measurement, Stages
-from vlm_lens.neurons.places import matrices_of
 from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons.places import matrices_of
 
 ANSWERS = ("a red circle", "two", "yes", "the blue square on the left")
 PROMPTS = tuple(f"<image>\nUSER: question {i} ?" for i in range(len(ANSWERS)))

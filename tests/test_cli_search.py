@@ -19,11 +19,11 @@ from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can, pcicn
 from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking.measurement import Measurement
 from vlm_lens.analyses.entry_scores import EntryScores
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.cli import main
 from vlm_lens.cli.progress import Bar
+from vlm_lens.masking.measurement import Measurement
 
 FEW = ("--n", 3, "--max-k", 16, "--max-new-tokens", 3)
 NOISE = ("--n-noisy", 3, "--max-k", 16, "--max-new-tokens", 3)

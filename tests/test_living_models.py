@@ -22,10 +22,10 @@ from tests.families import MODELS, build, example
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import direct_effect
-from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.architectures.components import Component
 from vlm_lens.architectures.components.component import Projection
 from vlm_lens.hooks import ArchitectureError, Place
+from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.verification import VerificationError
 
 WEIGHTS = ("W_E", "W_U", "W_in", "W_gate", "W_out", "W_Q", "W_K", "W_V", "W_O", "b_in", "b_out")

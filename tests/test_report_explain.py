@@ -10,9 +10,9 @@ import pytest
 from tests.page import Page, assert_self_contained
 from tests.tiny import picture
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
-from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.data import Sample
 from vlm_lens.neurons import Neuron

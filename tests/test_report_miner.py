@@ -16,7 +16,8 @@ from vlm_lens.analyses.miner_sets import by_layer, overlap
 from vlm_lens.analyses.miner_specificity import Specificity
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.report import miner_words as words
-from vlm_lens.report.miner import Mined, of_datasets, of_layers, of_specificity, render_miner
+from vlm_lens.report.mined import Mined
+from vlm_lens.report.miner import of_datasets, of_layers, of_specificity, render_miner
 
 ATTACK = "<script>alert(1)</script></script>\"'><img src=x onerror=alert(2)>"
 SITES = ("blocks.0.mlp.hook_act", "blocks.1.mlp.hook_act")

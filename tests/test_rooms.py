@@ -1,4 +1,4 @@
-"""The package has floors: a room imports only from rooms below it, and no two files know each other."""
+"""A room imports only from rooms below it, and no two files import each other."""
 
 from __future__ import annotations
 

@@ -230,9 +230,7 @@ def _row_error(pattern: Tensor) -> float:
     return float((sums - 1).abs().max()) if sums.numel() else 0.0
 
 
-def _without_gradient(
-    model: Running, inputs: Mapping[str, Tensor], names: list[str]
-) -> list[str]:
+def _without_gradient(model: Running, inputs: Mapping[str, Tensor], names: list[str]) -> list[str]:
     """The hook points that no gradient of the logits reaches.
 
     A zero is added at every point, which changes nothing but takes part in the gradient.

@@ -19,11 +19,11 @@ from tests.tiny import build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.analyses import can, token_pool
 from vlm_lens.analyses.importance import Importance, _losses, batch_sums
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import HookNameError
 from vlm_lens.masking import Batch, make_batches
+from vlm_lens.neurons.sites import sites
 
 TEXTS = ["what color is the circle ?", "is the square red ?", "left", "two ?", "what is left ."]
 ANSWERS = ["red circle", "two", "blue one .", "green", "left right"]

@@ -33,8 +33,8 @@ from tests.conftest import assert_no_hooks
 from vlm_lens.analyses import collapse, pcicn
 from vlm_lens.analyses.collapse import find_collapse, find_critical
 from vlm_lens.analyses.collapse_search import Meter, SearchOptions
-from vlm_lens.masking.measurement import Measurement
 from vlm_lens.masking import ACCURACY, AGREEMENT, PERPLEXITY, Criterion, similarity
+from vlm_lens.masking.measurement import Measurement
 from vlm_lens.report.words import sentences
 
 

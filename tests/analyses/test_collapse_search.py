@@ -33,7 +33,6 @@ from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses.collapse import find_collapse
 from vlm_lens.analyses.collapse_search import SearchOptions
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking.measurement import Measurement
 from vlm_lens.masking import (
     ACCURACY,
     AGREEMENT,
@@ -43,6 +42,7 @@ from vlm_lens.masking import (
     Criterion,
     make_batches,
 )
+from vlm_lens.masking.measurement import Measurement
 from vlm_lens.neurons.neuron import Neuron
 from vlm_lens.report.words import headline
 

@@ -184,9 +184,7 @@ def test_html_is_escaped():
     noted = replace(example()["CAN"], notes=(evil,))
     html = Comparison(evil, {evil: noted, "other": noted})._repr_html_()
     assert "<script" not in html
-    assert (
-        html.count("&lt;script&gt;") == 2 + 1 + 1 + 2
-    )  # headline, cell, label, notes
+    assert html.count("&lt;script&gt;") == 2 + 1 + 1 + 2  # headline, cell, label, notes
     assert html.count("<tr") == 3
 
 

@@ -13,9 +13,9 @@ import pytest
 from tests.fake_critical import ANSWERS, MATRICES, PROMPTS, SIZES, ranking, result
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.masking.measurement import Measurement, Stages
+from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.places import matrices_of, places
 from vlm_lens.neurons.sites import matrix_of, sites
-from vlm_lens.neurons import NeuronSet
 
 # What it says -------------------------------------------------------------------------------------
 

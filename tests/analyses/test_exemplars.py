@@ -16,8 +16,8 @@ from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView, scaled
 from vlm_lens.analyses.explaining.gather import Choice, Gathered, check_neurons, gather
 from vlm_lens.analyses.explaining.split import halves
 from vlm_lens.analyses.explaining.views import Views
-from vlm_lens.neurons.sites import sites
 from vlm_lens.hooks.names import HookNameError
+from vlm_lens.neurons.sites import sites
 from vlm_lens.shapes_llava.world import make_samples
 from vlm_lens.statistics import SamplesLeftOutWarning
 from vlm_lens.statistics.plan import forward, hooked

@@ -15,8 +15,8 @@ from tests.analyses.test_simulate import mixed_view
 from tests.tiny import picture
 from vlm_lens import Neuron
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars
-from vlm_lens.plots import style
 from vlm_lens.analyses.explaining.sheet import exemplar_sheet
+from vlm_lens.plots import style
 
 NEURON = Neuron("blocks.1.mlp.hook_act", 7)
 

@@ -15,11 +15,10 @@ from tests.explorer.conftest import QUESTION
 from tests.explorer.test_page import data_of
 from vlm_lens import HookedVLM, Sample, load_samples
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
-from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.miner_scores import ModalityScores
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
@@ -27,6 +26,7 @@ from vlm_lens.explorer import explore
 from vlm_lens.explorer.cards import N_CARDS, Cards
 from vlm_lens.explorer.facts import Fact, Results
 from vlm_lens.explorer.requests import picture
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.statistics import NeuronStatistics, collect
 

@@ -18,11 +18,11 @@ from tests.masking.reference import LLAVA, SAMPLES, Slow, first_linears, linear_
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import can
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.hooks import HookNameError
 from vlm_lens.masking import MaskedRuns, make_batches, mean_activations
 from vlm_lens.masking.examples import media_tokens
+from vlm_lens.neurons.sites import sites
 
 N_TOKENS = 5
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, build, example
 from tests.tiny import Tiny
 from vlm_lens import HookedVLM
-from vlm_lens.neurons.sites import matrix_of, sites
 from vlm_lens.hooks.names import HookNameError
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.neurons.sites import matrix_of, sites
 
 LINEARS = re.compile(
     r".*\b(fc1|fc2|gate_proj|up_proj|down_proj|wi_0|wi_1|wo|linear_fc1|linear_fc2|linear_1|linear_2"

@@ -23,4 +23,10 @@ def test_cells_are_where_their_names_say():
 
 def test_a_name_that_is_not_among_the_rows_is_refused():
     with pytest.raises(ValueError, match="'c' is not in list"):
-        cells([Cell("c", "x", 1, "", "")], rows={"a": "A"}, columns={"x": "X"}, title="", colour_title="")
+        cells(
+            [Cell("c", "x", 1, "", "")],
+            rows={"a": "A"},
+            columns={"x": "X"},
+            title="",
+            colour_title="",
+        )

@@ -17,17 +17,17 @@ import torch
 import vlm_lens
 from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.analyses.entry_scores import EntryScores
 from vlm_lens.analyses.exemplars import Exemplars
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
-from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import ModalityScores
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
 from vlm_lens.analyses.scores import NeuronScores
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import Result
 from vlm_lens.results.packing import packed_whole, unpacked

@@ -10,8 +10,8 @@ import torch
 from tests.analyses.test_can_score import samples_of
 from tests.families import FAMILIES, build
 from vlm_lens import HookedVLM
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
+from vlm_lens.neurons.sites import sites
 from vlm_lens.statistics import collect
 
 

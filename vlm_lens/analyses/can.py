@@ -24,10 +24,7 @@ from vlm_lens.analyses import collapse
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.importance import Importance, batch_sums
 from vlm_lens.analyses.progress import Progress, finish
-from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.analyses.scores import NeuronScores
-from vlm_lens.neurons.sites import Which
-from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.analyses.token_pool import Tokens
 from vlm_lens.data import Sample
 from vlm_lens.data.digest import digest_of_samples
@@ -36,7 +33,10 @@ from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.masking.examples import Target, check_samples, make_batches
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.sites import Which
+from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.results import provenance
+from vlm_lens.results.provenance import digest_of_weights
 
 
 class NotFiniteWarning(UserWarning):

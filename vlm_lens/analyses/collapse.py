@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 from vlm_lens.analyses.collapse_search import Meter, Search, SearchOptions, fingerprint
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking.measurement import Measurement, Stages
-from vlm_lens.neurons.places import matrices_of
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.masking.examples import Batch, Target, make_batches
 from vlm_lens.masking.means import mean_activations
+from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.masking.metrics import AGREEMENT, PERPLEXITY, Criterion
 from vlm_lens.masking.row_masks import Fill
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.places import matrices_of
 from vlm_lens.results import provenance
 
 MOST = 5000

@@ -12,9 +12,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from vlm_lens.masking.measurement import Measurement
-from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.masking.examples import Batch
+from vlm_lens.masking.measurement import Measurement
 from vlm_lens.masking.metrics import (
     AGREEMENT,
     COLLAPSE,
@@ -30,6 +29,7 @@ from vlm_lens.masking.search import smallest
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.results import HALF_DONE, hf_model_of, provenance, read_result, write_result
 from vlm_lens.results.packing import packed, unpacked
+from vlm_lens.results.provenance import digest_of_weights
 
 OnMeasure = Callable[[Measurement], None]
 _FREE = (PERPLEXITY, PERPLEXITY_RATIO, AGREEMENT)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from vlm_lens.neurons.places import places
 from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.places import places
 from vlm_lens.plots.collapse_curve import Curve, collapse_curve
 from vlm_lens.plots.text_gallery import TextGallery, text_gallery
 from vlm_lens.plots.where_they_sit import where_they_sit

@@ -25,12 +25,12 @@ from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.matched_rankings import NEAREST, norm_matched, norm_notes, random_ranking
 from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.searches import Ranking, Searches, names_of
-from vlm_lens.neurons.sites import matrix_of
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.neurons.sites import matrix_of
 
 Score = Callable[[HookedVLM, Sequence[Sample]], Ranking]
 

@@ -24,6 +24,7 @@ from vlm_lens.analyses.concepts import ConceptExplainer, concepts
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView
 from vlm_lens.analyses.explainers import ChatExplainer, ModelExplainer, by_chat, by_model
 from vlm_lens.analyses.explaining.concept import Concept
+from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explainer, Explanation, Simulator, Term
 from vlm_lens.analyses.explaining.gather import Choice, Gathered, OnBatch, gather
 from vlm_lens.analyses.explaining.prompt import Cost
@@ -33,7 +34,6 @@ from vlm_lens.analyses.explaining.scoring import (
     shuffled_scores,
     simulated,
 )
-from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples

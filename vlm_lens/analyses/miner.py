@@ -37,13 +37,13 @@ from vlm_lens.analyses.miner_layers import layer_sites
 from vlm_lens.analyses.miner_pass import Pass
 from vlm_lens.analyses.miner_scores import SPLITS, WEIGHTS, ModalityScores, Split, Weights
 from vlm_lens.analyses.progress import finish
-from vlm_lens.results.provenance import digest_of_weights
-from vlm_lens.neurons.sites import Which
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import TokenMap
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons.sites import Which
 from vlm_lens.results import provenance
+from vlm_lens.results.provenance import digest_of_weights
 
 Strategy = Literal["adaptive", "LA_MU", "LU_MA", "uniform", "random"]
 

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.neurons.sites import Which
-from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.neurons.sites import Which
+from vlm_lens.neurons.sites import sites as hook_points
 from vlm_lens.parts import text_for
 
 Heads = Float[Tensor, "batch pos head d_head"]

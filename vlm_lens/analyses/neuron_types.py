@@ -26,11 +26,11 @@ from pathlib import Path
 from vlm_lens.analyses.neuron_types_counts import Comparison, Thresholds
 from vlm_lens.analyses.neuron_types_passes import Passes, Setting
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, check_shares, of_site, sensitivity
-from vlm_lens.neurons.sites import Which
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
+from vlm_lens.neurons.sites import Which
 from vlm_lens.statistics.prepared import Answers, AnswerSource
 
 GRID: Mapping[str, Sequence[int | float]] = {

@@ -16,12 +16,12 @@ from vlm_lens.analyses.neuron_types_counts import (
     State,
     Thresholds,
 )
-from vlm_lens.results.provenance import digest_of_weights
-from vlm_lens.neurons.sites import Which
 from vlm_lens.data import Sample
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
+from vlm_lens.neurons.sites import Which
 from vlm_lens.results.packing import packed_whole, unpacked
+from vlm_lens.results.provenance import digest_of_weights
 from vlm_lens.statistics import NeuronStatistics, TokenType, collect
 from vlm_lens.statistics.prepared import Answers
 from vlm_lens.statistics.streaming import Checkpoint, OnBatch, stream

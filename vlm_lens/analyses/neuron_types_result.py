@@ -270,7 +270,9 @@ class NeuronTypes(Result):
         Args:
             high_confidence: Draw only neurons of high confidence; the rest of a bar is left empty.
         """
-        few = f", share above {self.parameters['high_confidence']:g} only" if high_confidence else ""
+        few = (
+            f", share above {self.parameters['high_confidence']:g} only" if high_confidence else ""
+        )
         return type_proportions(
             self.by_layer(high_confidence=high_confidence),
             title=f"Types of {len(self._joined.maxima):,} neurons by layer{few}",

@@ -123,8 +123,8 @@ def _checked(arguments: argparse.Namespace, command: str) -> tuple[RunFolder, li
 
 def _names(model: HookedVLM, samples: Sequence[Sample], arguments: argparse.Namespace) -> list[str]:
     """The hook points; without images, those that text reaches."""
-    from vlm_lens.neurons.sites import sites
     from vlm_lens.neurons.neuron import split_name
+    from vlm_lens.neurons.sites import sites
 
     with reading_input():
         names = sites(model, arguments.sites, component=arguments.component)

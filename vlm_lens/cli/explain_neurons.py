@@ -87,8 +87,8 @@ def places(model: HookedVLM, arguments: argparse.Namespace) -> list[str]:
         InputError: There are none, or their positions have no place.
     """
     from vlm_lens.analyses.explaining.views import COMPONENTS
-    from vlm_lens.neurons.sites import sites
     from vlm_lens.neurons.neuron import split_name
+    from vlm_lens.neurons.sites import sites
 
     with reading_input():
         names = sites(model, arguments.sites or "act", component=arguments.component)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vlm_lens.inputs import Inputs
     from vlm_lens.model import HookedVLM
     from vlm_lens.neurons import NeuronSet
-    from vlm_lens.report.miner import Mined
+    from vlm_lens.report.mined import Mined
 
 _SPLITS = ("special_text_separate", "special_text_as_one", "prompt")
 _STRATEGIES = ("LA_MU", "LU_MA", "adaptive", "uniform")
@@ -192,7 +192,7 @@ def _mined(folder: RunFolder, scores: ModalityScores, arguments: argparse.Namesp
     """What is selected, and how that is spread; it is quick, and made anew each time."""
     from vlm_lens.analyses import miner
     from vlm_lens.analyses.miner_sets import by_layer, overlap
-    from vlm_lens.report.miner import Mined
+    from vlm_lens.report.mined import Mined
 
     how = {"ratio": arguments.ratio, "strategy": arguments.strategy}
     how["weights"] = arguments.metric_weights

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlm_lens.analyses.miner_specificity import Specificity
     from vlm_lens.data import Sample
     from vlm_lens.model import HookedVLM
-    from vlm_lens.report.miner import Mined
+    from vlm_lens.report.mined import Mined
 
 _RATIOS = (0.02, 0.05, 0.1)
 

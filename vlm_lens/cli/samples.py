@@ -266,8 +266,8 @@ def read_passages(arguments: argparse.Namespace, *, n: int) -> list[Sample]:
 
 def checksums(model: HookedVLM, samples: Sequence[Sample]) -> dict[str, str]:
     """What the model and the samples are, apart from their names."""
-    from vlm_lens.results.provenance import digest_of_weights
     from vlm_lens.data.digest import digest_of_samples
+    from vlm_lens.results.provenance import digest_of_weights
 
     return {"weights": digest_of_weights(model.hf_model), "samples": digest_of_samples(samples)}
 

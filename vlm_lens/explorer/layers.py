@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.neurons.sites import sites
 from vlm_lens.explorer.spaces import Space, space_at
 from vlm_lens.explorer.spread import Spread, pattern_names, spread_of
 from vlm_lens.explorer.subject import Subject
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.model import HookedVLM
+from vlm_lens.neurons.sites import sites
 from vlm_lens.statistics.plan import hooked
 
 KEPT = 6

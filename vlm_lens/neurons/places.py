@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from vlm_lens.neurons.sites import matrix_of
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
+from vlm_lens.neurons.sites import matrix_of
 
 _FLOW = ("vision_encoder", "audio_encoder", "qformer", "projector", "encoder")
 """Components from images to text; what is left, the language model, comes last."""

@@ -34,7 +34,7 @@ class Cell:
 
     row: str
     column: str
-    value: float
+    value: int | float
     text: str
     hint: str
 

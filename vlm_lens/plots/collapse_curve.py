@@ -226,9 +226,8 @@ def _baselines(
         kinds = {"colour": _PALE, "dash": _DASHES, "symbol": _SYMBOLS}
         look = {key: kind[place % len(kind)] for key, kind in kinds.items()}
         look |= {"width": 1.3, "size": 6}
-        ended = (
-            f"no collapse within {other.measurements[-1].k:,}" if other.k is None else f"k* = {other.k:,}"
-        )
+        last = other.measurements[-1].k
+        ended = f"no collapse within {last:,}" if other.k is None else f"k* = {other.k:,}"
         for metric in [name for name in names if name in other.metrics][:1]:
             name = wrapped(f"{label} ({ended})", 30)
             yield _Curve(name, look, _points(other, metric, is_ratio), is_baseline=True)

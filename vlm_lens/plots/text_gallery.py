@@ -80,8 +80,8 @@ def text_gallery(
         asked = [prompt]
         if has_references:
             asked.append("–" if reference is None else reference or "∅")
-        clean = measurements[0].answers
-        rows.append(_row(asked, [c.answers[i] for c in columns], None if clean is None else clean[i]))
+        clean = None if measurements[0].answers is None else measurements[0].answers[i]
+        rows.append(_row(asked, [column.answers[i] for column in columns], clean))
     head = "".join(f'<th style="{_CELL}none">{text}</th>' for text in heads)
     note = _note((len(rows), len(prompts)), (len(columns), len(answered)))
     return TextGallery(

@@ -29,9 +29,7 @@ _ROOM_FOR_SHARE = 0.06
 _AXIS = {"zeroline": False, "showline": True, "linecolor": MUTED, "ticks": "outside"}
 
 
-def type_proportions(
-    frame: pd.DataFrame, *, title: str, remarks: Sequence[str] = ()
-) -> go.Figure:
+def type_proportions(frame: pd.DataFrame, *, title: str, remarks: Sequence[str] = ()) -> go.Figure:
     """Draws a stacked bar for each layer (Fig. 5 of "Deciphering Functions of Neurons in VLMs").
 
     What is full in colour is more than chance: the label's share among the neuron's top samples is

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from vlm_lens.neurons.places import places
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.places import places
 from vlm_lens.plots import style
 from vlm_lens.plots.axes import log_ticks, written
 from vlm_lens.plots.layout import INK, MUTED, framed, shown, wrapped

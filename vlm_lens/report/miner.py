@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from vlm_lens.report.tables import NOTHING, Table, of_frame, of_parameters, writ
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
+    from vlm_lens.analyses.miner_scores import ModalityScores
+    from vlm_lens.analyses.miner_sets import Overlap
     from vlm_lens.analyses.miner_specificity import Specificity
     from vlm_lens.report.mined import Mined
 

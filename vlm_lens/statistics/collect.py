@@ -107,8 +107,8 @@ def collect(
         torch.Size([2, 384])
     """
     # Analyses build on statistics, and so cannot be there before them.
-    from vlm_lens.results.provenance import digest_of_weights
     from vlm_lens.neurons.sites import sites as hook_points
+    from vlm_lens.results.provenance import digest_of_weights
 
     _check(top_k, batch_size, first_sample, checkpoint_every)
     names = hook_points(model, sites, component=component)

@@ -15,11 +15,11 @@ from transformer_lens.hook_points import HookPoint
 from vlm_lens.analyses.exemplars import Exemplar, Exemplars, SampleView, scaled
 from vlm_lens.analyses.explaining.split import halves
 from vlm_lens.analyses.explaining.views import Views, check_component
-from vlm_lens.neurons.sites import sites
 from vlm_lens.data import Sample
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.checks import check_range
+from vlm_lens.neurons.sites import sites
 from vlm_lens.statistics import collect
 from vlm_lens.statistics.plan import forward, hooked
 from vlm_lens.statistics.prepared import Answers, AnswerSource, prepare
