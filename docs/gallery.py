@@ -1,5 +1,5 @@
-"""Every figure of `vlm_lens.plots` on the bundled model, with the call that draws it. All calls
-start from these lines:
+"""Every figure on the bundled model, with the call that draws it: those of `vlm_lens.plots` take
+arrays, tables and neurons, and results draw themselves with them. All calls start from these lines:
 
 ```python
 from vlm_lens import HookedVLM, load_samples, plots
@@ -152,6 +152,26 @@ neuron_types.classify(model, captions, top_samples=10).plot()
 from vlm_lens.analyses.explain import explain
 
 explain(model, samples, [neuron], top=3, random=3, shuffles=0).plot(neuron, n=3)
+""",
+    "Lines of any table": """
+rows = statistics.to_dataframe().groupby(["layer", "token_type"], as_index=False)
+rows = rows.mean(numeric_only=True)
+drawn = plots.lines_of(rows.to_dict("records"), "layer", "active_rate", by=["token_type"])
+plots.lines([plots.Panel("share of positions where active", drawn)], title="Activity by layer")
+""",
+    "Cells of any table": """
+tokens = {"image": "patches", "text": "words", "special": "special tokens"}
+entries = [
+    plots.Cell(f"{row.layer}", row.token_type, row.mean, f"{row.mean:.3f}", "mean activation")
+    for row in rows.itertuples()
+]
+plots.cells(
+    entries,
+    rows={f"{layer}": f"layer {layer}" for layer in rows.layer},
+    columns=tokens,
+    title="Mean activation by layer and type of token",
+    colour_title="activation",
+)
 """,
     "A figure as a file": """
 figure = plots.where_they_sit(selected["image"])

@@ -9,9 +9,13 @@ import plotly.graph_objects as go
 import pytest
 
 from docs import gallery
+from tests.imports import imports, room
 from vlm_lens import plots
 from vlm_lens.plots import HtmlFigure, ScriptFigure
 from vlm_lens.plots.page import DRAW, as_json, library
+
+DATA = {"Cell", "Curve", "Panel"}
+"""What figures take."""
 
 
 @pytest.mark.full
@@ -22,7 +26,13 @@ def test_every_figure_is_there_and_opens_offline(request: pytest.FixtureRequest,
         check(one)
     called = {name for one in examples for name in re.findall(r"plots\.(\w+)\(", one.code)}
     drawn = {base.__name__ for one in examples for base in type(one.figure).__mro__}
-    assert set(plots.__all__) <= called | drawn
+    by_results = {
+        other.rpartition(".")[2]
+        for name, others in imports().items()
+        for other in others
+        if (room(name), room(other)) == ("analyses", "plots")
+    }
+    assert set(plots.__all__) <= called | drawn | by_results | DATA
 
     offline = request.getfixturevalue("offline")  # skips where there is no browser
     path = tmp_path / "gallery.html"

@@ -227,3 +227,11 @@ def test_values_come_back_by_their_declared_types():
 def test_what_is_of_another_type_is_refused(declared, written):
     with pytest.raises((AttributeError, IndexError, KeyError, TypeError, ValueError)):
         unpacked(declared, written, {})
+
+
+def test_a_long_table_is_cut_where_it_is_printed():
+    long = TableResult(pd.DataFrame({"n": range(100)}))
+    assert "... and 60 more rows; .table() has them all" in str(long)
+    assert "60 more rows" in long._repr_html_()
+    assert len(str(long).splitlines()) == 1 + 1 + 40 + 1
+    assert "more rows" not in str(TableResult(pd.DataFrame({"n": range(40)})))

@@ -14,6 +14,9 @@ from vlm_lens.results.packing import built, packed_whole
 
 R = TypeVar("R", bound="Result")
 
+_MOST_ROWS = 40
+"""So many rows of a table are printed."""
+
 
 class Result:
     """Base of frozen dataclasses that are the result of an analysis.
@@ -67,13 +70,23 @@ class Result:
         return f"{type(self).__name__}({self.summary()})"
 
     def __str__(self) -> str:
-        shown = self.shown().to_string(index=False, float_format=f"{{:{self.DIGITS}}}".format)
-        return "\n".join([repr(self), shown, *map("Note: {}".format, self.notes)])
+        table, rest = self._first_rows()
+        shown = table.to_string(index=False, float_format=f"{{:{self.DIGITS}}}".format)
+        notes = [f"Note: {note}" for note in self.notes]
+        return "\n".join([repr(self), shown, *rest, *notes])
 
     def _repr_html_(self) -> str:
-        shown = self.shown().to_html(index=False, float_format=f"{{:{self.DIGITS}}}".format)
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        table, rest = self._first_rows()
+        shown = table.to_html(index=False, float_format=f"{{:{self.DIGITS}}}".format)
+        notes = "".join(f"<li>{escape(note)}</li>" for note in [*rest, *self.notes])
         return f"<p><b>{escape(repr(self))}</b></p>{shown}{notes and f'<ul>{notes}</ul>'}"
+
+    def _first_rows(self) -> tuple[pd.DataFrame, list[str]]:
+        """As much of the table as one reads, and what is missing."""
+        table = self.shown()
+        more = len(table) - _MOST_ROWS
+        rest = [f"... and {more:,} more rows; .table() has them all"] if more > 0 else []
+        return table.head(_MOST_ROWS), rest
 
     # On disk ----------------------------------------------------------------------------------
 
