@@ -19,9 +19,9 @@ from benchmarks.models import FIRST_WORD, SIZES, Size, llava_config
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can
 from vlm_lens.data import Sample
-from vlm_lens.masking import Batch, make_batches
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes.batch import Batch, make_batches
 
 ALWAYS, ANSWER = -2, -1
 """Channels of the residual stream: the same at every position; what speaks for the answer."""

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from benchmarks.critical_models import Case
 from tests.masking.reference import linear_of
-from vlm_lens.masking import Batch, word_overlap
-from vlm_lens.masking.examples import media_tokens
+from vlm_lens.masking import word_overlap
+from vlm_lens.passes.answers import media_tokens
+from vlm_lens.passes.batch import Batch
 
 RATIO, SIMILARITY, AGREEMENT = 10.0, 0.3, 0.95
 """The thresholds of collapse and of degradation: the defaults of `find_critical`."""

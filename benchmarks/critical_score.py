@@ -19,11 +19,12 @@ from benchmarks.measure import CLOCKS, WARM_UPS, summary
 from benchmarks.models import SIZES, build
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can
-from vlm_lens.analyses.importance import Importance, batch_sums
+from vlm_lens.analyses.importance import Importance
 from vlm_lens.data import Sample
 from vlm_lens.loading import BUNDLED
-from vlm_lens.masking import Batch, make_batches
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes.batch import Batch, make_batches
+from vlm_lens.passes.watch import reduced
 
 BARE, SCORE, WHOLE = "bare", "score", "whole"
 JOBS = {
@@ -65,7 +66,7 @@ def build_jobs(model: HookedVLM, samples: Sequence[Sample], n_new: int) -> dict[
     names, importance = sites(model), Importance(alpha=0.5)
     return {
         BARE: lambda: forward_and_backward(model.hf_model, batch),
-        SCORE: lambda: batch_sums(model, batch, names, importance),
+        SCORE: lambda: reduced(model, batch, {"importance": importance}, names),
         WHOLE: lambda: can.score(model, samples, batch_size=n, max_new_tokens=n_new),
     }
 

@@ -13,8 +13,8 @@ from benchmarks.findings_tables import Row, Tables, plain, say
 from vlm_lens import HookedVLM, Sample, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.masking import similarity
+from vlm_lens.results.scores import Scores
 
 N_SAMPLES = 48
 MAX_K = 2000
@@ -56,7 +56,7 @@ def by_task(model: HookedVLM) -> list[Row]:
     return rows
 
 
-def _score(model: HookedVLM, samples: Sequence[Sample]) -> NeuronScores:
+def _score(model: HookedVLM, samples: Sequence[Sample]) -> Scores:
     return can.score(model, samples, batch_size=OPTIONS["batch_size"])
 
 

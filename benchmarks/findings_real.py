@@ -22,8 +22,8 @@ from benchmarks.findings_tables import SEEDS, Row, say
 from vlm_lens import HookedVLM, Neuron, NeuronSet, Sample, load_samples
 from vlm_lens.analyses import can, critical_tables, pcicn
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
+from vlm_lens.results.scores import Scores
 
 STORED = Path(__file__).with_name("findings_real.json")
 MODEL = "smollm2-135m"
@@ -56,9 +56,9 @@ class Study:
         every = load_samples("austen", split="train")
         self.drawn = {seed: Random(seed).sample(every, N_PASSAGES) for seed in SEEDS}
         self.held_out = Random(0).sample(load_samples("austen", split="test"), N_PASSAGES)
-        self._scores: dict[int, NeuronScores] = {}
+        self._scores: dict[int, Scores] = {}
 
-    def scores(self, seed: int) -> NeuronScores:
+    def scores(self, seed: int) -> Scores:
         """CAN's, on the passages that were drawn."""
         if seed not in self._scores:
             options = {"target": "text", "batch_size": N_PASSAGES}

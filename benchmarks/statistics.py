@@ -48,12 +48,13 @@ from benchmarks.measure import WARM_UPS, keep_heap, seconds, summary  # noqa: E4
 from benchmarks.models import IMAGE_TOKEN, SIZES, llava_config  # noqa: E402
 from benchmarks.surroundings import surroundings  # noqa: E402
 from vlm_lens import HookedVLM, Sample, load_samples  # noqa: E402
+from vlm_lens.inputs.token_types import MODALITIES, TokenType, parse_types  # noqa: E402
 from vlm_lens.neurons.sites import sites  # noqa: E402
-from vlm_lens.statistics.attention import pattern_of  # noqa: E402
-from vlm_lens.statistics.neuron_statistics import NeuronStatistics  # noqa: E402
-from vlm_lens.statistics.plan import Plan  # noqa: E402
-from vlm_lens.statistics.prepared import Answers, Prepared, prepare  # noqa: E402
-from vlm_lens.statistics.token_types import MODALITIES, TokenType, parse_types  # noqa: E402
+from vlm_lens.passes import Answers, Batch, Passed, make_batch, merge  # noqa: E402
+from vlm_lens.passes.data import ONE  # noqa: E402
+from vlm_lens.passes.watch import reduced  # noqa: E402
+from vlm_lens.statistics.collect import reducers_of, sites_of  # noqa: E402
+from vlm_lens.statistics.site_statistics import SiteStatistics  # noqa: E402
 
 BARE, ONE_LOGIT = "bare forward", "bare forward, one logit"
 MARKS = ("<!-- statistics -->", "<!-- /statistics -->")
@@ -152,33 +153,34 @@ class Statistics:
     def __init__(
         self,
         model: HookedVLM,
-        batches: list[Prepared],
+        batches: list[Batch],
         *,
         component: str | None,
         top_k: int = 50,
         attention: bool = False,
     ) -> None:
-        names, types = sites(model, "act", component=component), parse_types(MODALITIES)
-        self.batches, self.number = batches, 0
-        self.known = NeuronStatistics(MODALITIES, ((0, 0),), {})
-        self.plan = Plan(
-            model=model,
-            names=names,
-            types=tuple(types),
-            ranked=TokenType.union(types),
-            patterns={n: pattern_of(n, model.hook_dict) for n in names} if attention else {},
-            top_k=top_k,
-            active_above=0.0,
-            answers=Answers(),
+        self.model, self.batches, self.top_k = model, batches, top_k
+        self.names, self.types = sites(model, "act", component=component), parse_types(MODALITIES)
+        ranked = TokenType.union(self.types)
+        self.reducers = reducers_of(
+            self.types, ranked, top_k=top_k, active_above=0.0, attention=attention
         )
+        self.passed = Passed()
 
     def __call__(self) -> None:
         for batch in self.batches:
-            numbers = [self.number + i for i in range(len(batch.numbers))]
-            found = self.plan.reduced(replace(batch, numbers=numbers))
-            assert all(site.is_finite for site in found.values())
-            self.known = self.known.plus(found, n_samples=len(numbers))
-            self.number += len(numbers)
+            n = self.passed.n_samples.get(ONE, 0)
+            numbers = [n + i for i in range(len(batch))]
+            found = reduced(self.model, replace(batch, numbers=numbers), self.reducers, self.names)
+            assert all(self.reducers[name].is_finite(found[name, site]) for name, site in found)
+            states = {(ONE, *key): state for key, state in found.items()}
+            more = Passed(states, {ONE: len(batch)})
+            self.passed = merge([self.passed, more], self.reducers)
+
+    @property
+    def sites(self) -> dict[str, SiteStatistics]:
+        """What is known of each hook point."""
+        return sites_of(self.passed, self.names, self.types, self.top_k)
 
 
 @torch.no_grad()
@@ -188,11 +190,11 @@ def measure_model(
     """Everything that is reported of one model."""
     model, samples = MODELS[name](batches * batch_size)
     prepared = [
-        prepare(
+        make_batch(
             model,
             samples[i : i + batch_size],
-            [*range(i, i + batch_size)],
             Answers("own") if answers == "own" else Answers(),
+            numbers=[*range(i, i + batch_size)],
         )
         for i in range(0, len(samples), batch_size)
     ]
@@ -200,12 +202,12 @@ def measure_model(
 
     def bare(**options: Any) -> None:
         for batch in prepared:
-            hf_model(**batch.batch.arguments, use_cache=False, **options)
+            hf_model(**batch.arguments, use_cache=False, **options)
 
     runs: dict[str, Callable[[], None]] = {BARE: bare, ONE_LOGIT: lambda: bare(logits_to_keep=1)}
     runs |= {who: Statistics(model, prepared, **how) for who, how in CONTENDERS.items()}
     times = _times(runs, rounds=rounds)
-    shapes = [list(batch.batch.real.shape) for batch in prepared]
+    shapes = [list(batch.real.shape) for batch in prepared]
     return {
         "parameters": sum(parameter.numel() for parameter in hf_model.parameters()),
         "batches": shapes,

@@ -23,8 +23,8 @@ import torch
 
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import can, pcicn
-from vlm_lens.analyses.matched_rankings import random_ranking
 from vlm_lens.masking import similarity, word_overlap
+from vlm_lens.neurons.controls import random_neurons
 
 torch.set_grad_enabled(False)  # CAN switches gradients on where it needs them
 px.defaults.template = "plotly_white"
@@ -191,7 +191,9 @@ def kept(hooks):
 
 ranking = scores.ranking(512)
 rankings = {"CAN": ranking, "activation only": can.score(model, samples, alpha=0).ranking(512)}
-rankings |= {f"random {seed}": random_ranking(ranking, seed=seed) for seed in range(2)}
+rankings |= {
+    f"random {seed}": random_neurons(ranking, seed=seed, avoid="never") for seed in range(2)
+}
 curves = pd.DataFrame(
     {name: [kept(r[:k].ablate()) for k in KS] for name, r in rankings.items()},
     index=pd.Index(KS, name="channels set to 0"),

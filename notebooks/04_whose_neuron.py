@@ -24,6 +24,7 @@ from vlm_lens.analyses import miner, neuron_types
 from vlm_lens.analyses.miner_curve import masking_curve
 from vlm_lens.analyses.miner_sets import overlap
 from vlm_lens.analyses.miner_specificity import specificity
+from vlm_lens.passes import Watch
 
 torch.set_grad_enabled(False)
 px.defaults.template = "plotly_white"
@@ -127,6 +128,27 @@ if BUNDLED:
     assert (
         torch.corrcoef(torch.stack([by_hand["image"][m] for m in ("mean", "attn_k")]))[0, 1] > 0.99
     )
+
+# %% [markdown]
+# The library does stage 2 in a hook function, too: `miner.score` hangs the same object on every
+# layer. Hang it there yourself, run the model, and read what it found:
+
+# %%
+name = f"blocks.{LAYER}.mlp.hook_act"
+stage_2 = miner.Importances.of("special_text_separate", rotated=True)
+watch = Watch(model, inputs, {"stage 2": stage_2})
+model.run_with_hooks(inputs, fwd_hooks=watch.hooks([name]))
+found = watch.states["stage 2", name]["sum"]  # metrics x modalities x neurons
+by_hook = dict(zip(("prob", "mean", "max", "attn_k", "attn_q"), found.float(), strict=True))
+for metric, values in by_hand["image"].items():
+    print(metric, torch.allclose(values, by_hook[metric][names.index("image")], atol=1e-5))
+
+# %%
+assert all(
+    torch.allclose(values, by_hook[metric][names.index(modality)], atol=1e-5)
+    for modality, metrics in by_hand.items()
+    for metric, values in metrics.items()
+)
 
 # %% [markdown]
 # That was MINER. Now over all samples and layers:

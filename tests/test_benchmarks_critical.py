@@ -27,7 +27,6 @@ from benchmarks.critical_search import (
     search,
 )
 from benchmarks.surroundings import surroundings
-from vlm_lens.analyses.importance import _losses
 from vlm_lens.masking import (
     AGREEMENT,
     PERPLEXITY_RATIO,
@@ -35,6 +34,7 @@ from vlm_lens.masking import (
     MaskedRuns,
     similarity,
 )
+from vlm_lens.passes.forwards import losses
 
 N_PLANTED = 28
 STORED = Path(critical.__file__).with_name("critical.json")
@@ -174,7 +174,7 @@ def test_the_same_search_over_transformer_bridge(results: dict[str, Any]):
 def test_the_bare_pass_has_the_loss_that_is_scored_and_leaves_no_trace(case: Case):
     [batch] = case.batches
     loss = forward_and_backward(case.model.hf_model, batch)
-    assert loss == pytest.approx(float(_losses(case.model, batch).detach().sum()), rel=1e-5)
+    assert loss == pytest.approx(float(losses(case.model, batch).detach().sum()), rel=1e-5)
     for parameter in case.model.hf_model.parameters():
         assert parameter.grad is None
         assert parameter.requires_grad
@@ -187,9 +187,9 @@ def test_jobs_score_every_hook_point(case: Case):
     jobs = build_jobs(case.model, batch.samples, 4)
     assert jobs.keys() == JOBS.keys()
     scored, whole = jobs[SCORE](), jobs["whole"]()
-    assert scored.keys() == whole.keys()
-    for name, sums in scored.items():
-        torch.testing.assert_close(sums / 2, whole[name])
+    assert [name for _, name in scored] == list(whole)
+    for (_, name), state in scored.items():
+        torch.testing.assert_close((state["sum"] / 2).float(), whole[name])
 
 
 # The tables -------------------------------------------------------------------------------------

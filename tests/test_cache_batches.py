@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.families import MODELS, TEXT_MODELS, build, example
-from tests.masking.test_ownership import ANSWERS, TEXTS, VARIANTS, model_of, samples_of, sounds
+from tests.passes.test_ownership import ANSWERS, TEXTS, VARIANTS, model_of, samples_of, sounds
 from vlm_lens import ActivationCache, HookedVLM, NeuronSet
 from vlm_lens.data import Sample
 from vlm_lens.hooks.heads import PATTERN_SITES, flat_heads

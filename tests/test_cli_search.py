@@ -20,10 +20,10 @@ from vlm_lens.analyses import can, pcicn
 from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.entry_scores import EntryScores
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.cli import main
 from vlm_lens.cli.progress import Bar
 from vlm_lens.masking.measurement import Measurement
+from vlm_lens.results.scores import Scores
 
 FEW = ("--n", 3, "--max-k", 16, "--max-new-tokens", 3)
 NOISE = ("--n-noisy", 3, "--max-k", 16, "--max-new-tokens", 3)
@@ -142,7 +142,7 @@ def test_can_does_what_the_functions_do(
     samples = load_samples("shapes-llava", n=3, seed=5)
     scores = can.score(llava.model, samples, alpha=1.0, tokens="sum", max_new_tokens=3)
     expected = can.find_critical(llava.model, samples, scores, max_k=16, max_new_tokens=3)
-    found, kept = CriticalNeurons.load(out), NeuronScores.load(out)
+    found, kept = CriticalNeurons.load(out), Scores.load(out)
     assert list(found.ranking) == list(expected.ranking)
     assert found.curve == expected.curve
     assert (found.stages, found.sizes) == (expected.stages, expected.sizes)

@@ -221,7 +221,7 @@ def test_own_answers_without_a_word_are_refused(
         ids = inputs.input_ids
         return torch.cat([ids, ids.new_full((len(ids), 1), end)], dim=1)
 
-    monkeypatch.setattr("vlm_lens.statistics.prepared.greedy_tokens", silent)
+    monkeypatch.setattr("vlm_lens.passes.answers.greedy_tokens", silent)
     given = ("--n", 3, "--top-samples", 2, "--out", out)
     assert "no tokens of type 'answer text'" in refused(capsys, "types", *given)
     assert not out.exists()

@@ -14,7 +14,7 @@ from tests.conftest import assert_no_hooks
 from tests.families import ENCODER_DECODERS, FAMILIES, KINDS, MODELS, build, example
 from tests.families.base import picture
 from vlm_lens import HookedVLM
-from vlm_lens.masking.examples import media_tokens
+from vlm_lens.passes.answers import media_tokens
 
 BUILT: dict[str, HookedVLM] = {}
 DECODERS = [name for name in MODELS if name not in ENCODER_DECODERS]

@@ -11,7 +11,7 @@ import torch
 
 from tests.page import Page, assert_self_contained
 from vlm_lens.analyses.miner_curve import MaskingCurve
-from vlm_lens.analyses.miner_scores import ModalityScores
+from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.miner_sets import by_layer, overlap
 from vlm_lens.analyses.miner_specificity import Specificity
 from vlm_lens.neurons import NeuronSet
@@ -26,10 +26,11 @@ OWN = {"text": {SITES[0]: [0, 1, 2, 3]}, "image": {SITES[1]: [3, 4, 5], SITES[0]
 
 
 def scores(**changes: Any) -> ModalityScores:
+    importance = torch.rand(5, 3, 2, 100, generator=torch.Generator().manual_seed(0))
     given: dict[str, Any] = {
-        "importance": torch.rand(5, 3, 2, 100, generator=torch.Generator().manual_seed(0)),
-        "modalities": ("text", "image", "audio"),
-        "sites": SITES,
+        "scores": dict(zip(SITES, importance.unbind(2), strict=True)),
+        "method": "MINER",
+        "axes": {"metric": METRICS, "modality": ("text", "image", "audio")},
         "n_samples": {"vqa": 8, "told": 4},
         "n_with": {
             "vqa": {"text": 8, "image": 8, "audio": 0},
@@ -255,8 +256,8 @@ def test_nothing_masked_is_not_drawn() -> None:
 def test_text_from_outside_is_only_text() -> None:
     own = {ATTACK: OWN["text"], "image": OWN["image"]}
     named = scores(
-        modalities=(ATTACK, "image"),
-        importance=torch.rand(5, 2, 2, 100),
+        scores={name: torch.rand(5, 2, 100) for name in SITES},
+        axes={"metric": METRICS, "modality": (ATTACK, "image")},
         n_samples={ATTACK: 8},
         n_with={ATTACK: {ATTACK: 8, "image": 8}},
         notes=(ATTACK,),

@@ -18,8 +18,8 @@ from vlm_lens import NeuronSet
 from vlm_lens.analyses.collapse import find_collapse
 from vlm_lens.analyses.collapse_search import SearchOptions
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.masking import Batch, make_batches
 from vlm_lens.neurons.neuron import Neuron
+from vlm_lens.passes.batch import Batch, make_batches
 
 GATE, DOWN = "blocks.2.mlp.hook_pre", "blocks.0.hook_mlp_out"
 TOKENS = 3

@@ -22,8 +22,8 @@ from tests.tiny import SPECIAL, WORDS, Tiny, build_tiny, picture
 from vlm_lens import Neuron, NeuronSet
 from vlm_lens.analyses import can
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
+from vlm_lens.results.scores import Scores
 
 SHORT: dict[str, Any] = {"max_new_tokens": 4}
 DOWN = "blocks.*.hook_mlp_out"
@@ -159,7 +159,7 @@ def built(name: str) -> Tiny:
 
 
 @cache
-def scored(name: str, **options: Any) -> NeuronScores:
+def scored(name: str, **options: Any) -> Scores:
     """CAN's scores of such a model on `samples`."""
     return can.score(built(name).model, samples(), **SHORT, **options)
 

@@ -13,6 +13,7 @@ from tests.families.base import picture
 from tests.tiny import build_tiny
 from vlm_lens.analyses import can
 from vlm_lens.data import Sample
+from vlm_lens.passes import SamplesLeftOutWarning
 
 
 def interrupted_at(done: int) -> Any:
@@ -73,7 +74,7 @@ def test_remembers_samples_that_were_left_out(tmp_path: Path) -> None:
     options: dict[str, Any] = {**GIVEN, "batch_size": 2, "checkpoint": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         can.score(tiny.model, samples, **options, on_batch=interrupted_at(2))
-    with pytest.warns(can.NotFiniteWarning, match="1 of 5 samples"):
+    with pytest.warns(SamplesLeftOutWarning, match="1 of 5 samples"):
         found = can.score(tiny.model, samples, **options)
     assert found.parameters["left_out"] == [1]
 
@@ -102,7 +103,7 @@ def test_refuses_the_checkpoint_of_other_samples_or_another_model(tmp_path: Path
     options: dict[str, Any] = {**GIVEN, "checkpoint": tmp_path}
     can.score(tiny.model, samples, **options)
     shown = Sample(images=[picture(7, size=SIZES[0])], text=samples[0].text, answer="red circle")
-    with pytest.raises(ValueError, match="its samples is"):
+    with pytest.raises(ValueError, match="belongs to other samples"):
         can.score(tiny.model, [shown, samples[1]], **options)
     tiny.hf.lm_head.weight.data += 0.01
     with pytest.raises(ValueError, match="its model is .* Name another folder"):

@@ -30,8 +30,6 @@ from tests.masking.reference import Slow
 from vlm_lens import HookedVLM, Neuron, NeuronSet
 from vlm_lens.analyses import can
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.analyses.matched_rankings import random_ranking
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.masking import (
     ACCURACY,
@@ -41,12 +39,14 @@ from vlm_lens.masking import (
     Criterion,
     word_overlap,
 )
+from vlm_lens.neurons.controls import random_neurons
+from vlm_lens.results.scores import Scores
 
 N_TOKENS = SHORT["max_new_tokens"]
 IMAGE_TOKEN = 4
 
 
-def find(name: str, scores: NeuronScores | NeuronSet | None = None, **options: Any):
+def find(name: str, scores: Scores | NeuronSet | None = None, **options: Any):
     ranking = scored(name) if scores is None else scores
     return can.find_critical(built(name).model, samples(), ranking, **{**SHORT, **options})
 
@@ -97,7 +97,7 @@ def test_two_planted_neurons_are_ranked_first_and_it_takes_both():
 def test_without_plants_it_takes_more_and_at_random_far_more():
     assert (find("blank").k or math.inf) > 10
     for name in ("gate", "spread out"):
-        drawn = random_ranking(scored(name).ranking())
+        drawn = random_neurons(scored(name).ranking(), avoid="never")
         assert (find(name, drawn, max_k=128).k or math.inf) > 50
 
 
@@ -274,7 +274,7 @@ def test_an_option_that_does_not_exist_is_refused():
 
 
 def test_an_empty_ranking_is_refused():
-    nothing = NeuronScores({"blocks.0.hook_mlp_out": torch.zeros(32)}, "CAN")
+    nothing = Scores({"blocks.0.hook_mlp_out": torch.zeros(32)}, "CAN")
     for empty in (NeuronSet(), nothing):
         for options in ({}, {"fill": "mean"}):
             with pytest.raises(ValueError, match="rank"):

@@ -25,7 +25,6 @@ from tests.masking.reference import Slow
 from tests.tiny import build_tokenizer
 from vlm_lens import NeuronSet
 from vlm_lens.analyses import can
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.masking import (
     ACCURACY,
@@ -40,12 +39,13 @@ from vlm_lens.masking import (
     similarity,
     word_overlap,
 )
+from vlm_lens.results.scores import Scores
 
 N_TOKENS = SHORT["max_new_tokens"]
 IMAGE_TOKEN = 4
 
 
-def find(name: str, scores: NeuronScores | NeuronSet | None = None, **options: Any):
+def find(name: str, scores: Scores | NeuronSet | None = None, **options: Any):
     ranking = scored(name) if scores is None else scores
     return can.find_critical(built(name).model, samples(), ranking, **{**SHORT, **options})
 

@@ -18,12 +18,15 @@ from tests.geometry.families import placeholder
 from tests.tiny import build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.analyses import can, token_pool
-from vlm_lens.analyses.importance import Importance, _losses, batch_sums
+from vlm_lens.analyses.importance import Importance
 from vlm_lens.data import Sample
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import HookNameError
-from vlm_lens.masking import Batch, make_batches
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes import SamplesLeftOutWarning
+from vlm_lens.passes.batch import Batch, make_batches
+from vlm_lens.passes.forwards import losses
+from vlm_lens.passes.watch import reduced
 
 TEXTS = ["what color is the circle ?", "is the square red ?", "left", "two ?", "what is left ."]
 ANSWERS = ["red circle", "two", "blue one .", "green", "left right"]
@@ -81,6 +84,14 @@ def batches_of(name: str, batch_size: int) -> list[Batch]:
     return make_batches(built(name), samples_of(name), batch_size=batch_size, **GIVEN)
 
 
+def sums(
+    model: HookedVLM, batch: Batch, names: list[str], importance: Importance
+) -> dict[str, Tensor]:
+    """What one batch adds to each hook point's sum."""
+    states = reduced(model, batch, {"importance": importance}, names)
+    return {name: state["sum"] for (_, name), state in states.items()}
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("tokens", ["mean", "max", "sum", "last"])
 @pytest.mark.parametrize("name", MODULES)
@@ -90,7 +101,7 @@ def test_a_batch_gives_what_the_slow_way_gives(name: str, tokens: Any) -> None:
     for alpha, batch_size in ((0.0, 4), (0.5, 4), (1.0, 4), (0.5, 1)):
         importance = Importance(alpha=alpha, tokens=tokens)
         batches = batches_of(name, batch_size)
-        parts = [batch_sums(model, batch, names, importance) for batch in batches]
+        parts = [sums(model, batch, names, importance) for batch in batches]
         found = {n: torch.stack([p[n] for p in parts if n in p]).sum(0) / 5 for n in names}
         close(found, slow_scores(runs_of(name), alpha=alpha, tokens=tokens))
 
@@ -146,7 +157,7 @@ def test_an_own_answer_is_what_the_model_generates() -> None:
     batches = make_batches(model, samples, max_new_tokens=4, batch_size=1)
     names = sites(model)
     importance = Importance(alpha=0.5)
-    singly = [batch_sums(model, batch, names, importance) for batch in batches]
+    singly = [sums(model, batch, names, importance) for batch in batches]
     expected = {n: torch.stack([s[n] for s in singly if n in s]).sum(0) / 3 for n in names}
     close(own, expected)
 
@@ -170,7 +181,7 @@ def test_a_text_is_scored_on_itself() -> None:
     close(many, dict(one))
     first = model(samples[0].text, return_type="loss", prepend_bos=True)
     [batch] = make_batches(model, samples[:1], target="text", max_new_tokens=1)
-    assert _losses(model, batch).item() == pytest.approx(first.item(), rel=1e-6)
+    assert losses(model, batch).item() == pytest.approx(first.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("tokens", ["mean", "max"])
@@ -239,7 +250,7 @@ def test_leaves_the_model_as_it_was_when_interrupted() -> None:
 
 def test_what_no_sample_reaches_has_no_score() -> None:
     model, samples = built("llava"), [samples_of("llava")[1]]
-    with pytest.warns(HookNeverFiredWarning, match="8 hook points have no scores"):
+    with pytest.warns(HookNeverFiredWarning, match="8 hook points have nothing to show"):
         found = can.score(model, samples, **GIVEN)
     assert {name.split(".")[0] for name in found} == {"blocks"}
 
@@ -294,22 +305,18 @@ def test_samples_that_are_not_finite_are_left_out_and_named() -> None:
         samples[i].text += " green"
     word = tiny.processor.tokenizer.convert_tokens_to_ids("green")
     tiny.hf.model.language_model.embed_tokens.weight.data[word] = torch.inf
-    with pytest.warns(can.NotFiniteWarning, match="2 of 5 samples do not count"):
+    with pytest.warns(SamplesLeftOutWarning, match="2 of 5 samples do not count"):
         found = can.score(model, samples, **GIVEN, batch_size=4)
     assert found.parameters["left_out"] == spoilt
     assert found.parameters["not_finite"]["blocks.0.mlp.hook_pre"] == 2
     close(found, dict(expected))
 
 
-def test_where_nothing_is_finite_there_are_no_scores_and_no_crash() -> None:
+def test_where_nothing_is_finite_it_is_refused() -> None:
     tiny = build_tiny("clip-llama")
     tiny.hf.model.language_model.norm.weight.data[0] = torch.nan
-    with pytest.warns(can.NotFiniteWarning, match="5 of 5 samples"):
-        found = can.score(tiny.model, samples_of("llava"), **GIVEN)
-    assert all(values.isnan().all() for values in found.values())
-    assert len(found.ranking()) == 0
-    with pytest.raises(ValueError, match="only 0 neurons have a score"):
-        found.top(1)
+    with pytest.raises(ValueError, match="none of the first 5 samples can be used; sample 0: "):
+        can.score(tiny.model, samples_of("llava"), **GIVEN)
 
 
 # What is noted, and what is refused ---------------------------------------------------------------

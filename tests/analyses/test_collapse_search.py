@@ -40,10 +40,10 @@ from vlm_lens.masking import (
     OWN_PERPLEXITY,
     PERPLEXITY_RATIO,
     Criterion,
-    make_batches,
 )
 from vlm_lens.masking.measurement import Measurement
 from vlm_lens.neurons.neuron import Neuron
+from vlm_lens.passes.batch import make_batches
 from vlm_lens.report.words import headline
 
 

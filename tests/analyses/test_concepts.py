@@ -27,9 +27,10 @@ from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.gather import Choice, Gathered, gather
 from vlm_lens.analyses.explaining.measures import auroc, intersection_over_union
 from vlm_lens.analyses.explaining.views import Views
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.batch import make_batch
 from vlm_lens.results.packing import built, packed
 from vlm_lens.shapes_llava.world import make_samples
-from vlm_lens.statistics.prepared import Answers, prepare
 
 NEURON = Neuron("blocks.1.mlp.hook_act", 0)
 
@@ -157,8 +158,8 @@ def test_details_are_those_of_a_slow_search(gathered: Gathered, plants: Planted)
 
 def test_objects_are_in_the_patches_that_their_masks_cover(shapes: HookedVLM):
     samples = make_samples(task="caption", n=8)
-    prepared = prepare(shapes, samples, range(8), Answers())
-    views = Views(prepared).of("blocks.0.mlp.hook_act", *prepared.batch.real.shape)
+    batch = make_batch(shapes, samples[:8], Answers())
+    views = Views(batch).of("blocks.0.mlp.hook_act", *batch.real.shape)
     for placed, sample in zip(views, samples, strict=True):
         known = ViewConcepts(placed.view, cover=0.25)
         for thing in sample.annotations["objects"]:

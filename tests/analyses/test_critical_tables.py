@@ -32,9 +32,9 @@ from vlm_lens.analyses.critical_tables import (
     by_component,
     by_matrix,
 )
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
+from vlm_lens.results.scores import Scores
 
 # By place -----------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def test_a_ranking_may_be_of_neurons_without_scores():
 
 def test_a_part_without_a_score_is_left_out_and_said():
     model, scores = built("spread out").model, scored("spread out")
-    silent = NeuronScores(
+    silent = Scores(
         {
             name: values * 0 if name.startswith("projector") else values
             for name, values in scores.items()

@@ -18,10 +18,11 @@ from vlm_lens.analyses.explaining.split import halves
 from vlm_lens.analyses.explaining.views import Views
 from vlm_lens.hooks.names import HookNameError
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes import SamplesLeftOutWarning
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.batch import make_batch
+from vlm_lens.passes.forwards import forward, hooked
 from vlm_lens.shapes_llava.world import make_samples
-from vlm_lens.statistics import SamplesLeftOutWarning
-from vlm_lens.statistics.plan import forward, hooked
-from vlm_lens.statistics.prepared import Answers, prepare
 
 ACT = "blocks.2.mlp.hook_act"
 VISION = "vision_encoder.blocks.1.mlp.hook_post"
@@ -240,14 +241,14 @@ def test_every_family_has_views_of_its_tokens_and_patches(family: str):
     ]
     if hf.config.get_text_config().is_encoder_decoder or "blip" in family or family == "kosmos2":
         samples[1] = Sample([picture(1)], "is it red ?")
-    prepared = prepare(model, samples, [0, 1], Answers("own", 4))
-    views, found = Views(prepared), {}
+    batch = make_batch(model, samples, Answers("own", 4))
+    views, found = Views(batch), {}
     names = [
         name
         for name in [*sites(model, "act"), *sites(model, component="projector")]
         if not name.startswith(("qformer.", "audio_encoder.")) and ".text_mlp." not in name
     ]
-    if prepared.maps[0].layouts[0].tokens[0] == "query":  # which have no place
+    if batch.maps[0].layouts[0].tokens[0] == "query":  # which have no place
         names = [name for name in names if not name.startswith("projector.")]
 
     def look(tensor: torch.Tensor, hook: Any) -> None:
@@ -259,7 +260,7 @@ def test_every_family_has_views_of_its_tokens_and_patches(family: str):
             assert not len(placed.rows) or int(placed.rows.max()) < n_rows
 
     with hooked(model, [(names, look)]):
-        forward(model, prepared)
+        forward(model, batch)
     assert found
     for name, placed in found.items():
         first = placed[0].view
@@ -296,8 +297,8 @@ def test_a_q_former_and_sounds_have_no_places():
 
 def test_several_images_are_told_apart(llava: Tiny):
     samples = [Sample([picture(0), picture(1, size=(50, 34))], "<image> left <image> right ?")]
-    prepared = prepare(llava.model, samples, [4], Answers())
-    [placed] = Views(prepared).of("blocks.0.mlp.hook_act", *prepared.batch.real.shape)
+    batch = make_batch(llava.model, samples, Answers(), numbers=[4])
+    [placed] = Views(batch).of("blocks.0.mlp.hook_act", *batch.real.shape)
     assert placed.view.pictured == [0, 1]
     assert placed.view.number == 4
     assert (placed.view.image_index == 1).sum() == 16

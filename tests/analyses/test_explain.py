@@ -31,8 +31,8 @@ from vlm_lens.analyses.explain import (
     concepts,
     explain,
 )
+from vlm_lens.passes import SamplesLeftOutWarning
 from vlm_lens.shapes_llava.world import make_samples
-from vlm_lens.statistics import SamplesLeftOutWarning
 
 OTHERS = [Neuron(f"blocks.{layer}.mlp.hook_act", 40 + layer) for layer in range(6)]
 

@@ -14,8 +14,8 @@ from tests.families import build
 from tests.tiny import Tiny, build_tiny, picture
 from vlm_lens import HookedVLM, Neuron, Sample
 from vlm_lens.analyses import miner
-from vlm_lens.analyses.miner_pass import LeftOutWarning
-from vlm_lens.analyses.miner_scores import METRICS, SPLITS, ModalityScores
+from vlm_lens.analyses.miner_scores import METRICS, SPLITS, WEIGHTS, ModalityScores
+from vlm_lens.passes import SamplesLeftOutWarning
 
 MODELS = ["clip-llama", "clip-qwen2", "qwen2_5_vl"]  # the last two with grouped-query attention
 STRATEGIES = ["adaptive", "LA_MU", "LU_MA", "uniform"]
@@ -90,7 +90,7 @@ def test_data_sets_are_aggregated_and_neurons_selected_as_by_the_authors(models,
     torch.testing.assert_close(scores.importance, torch.tensor(expected).float(), rtol=0, atol=1e-5)
     assert scores.n_samples == {"pictures": 3, "words": 2}
     assert scores.n_with["words"]["image"] == 0
-    for weights in (miner.WEIGHTS, (1, 0, 0, 0, 0), {"attn_q": 0.5, "attn_k": 0.5}):
+    for weights in (WEIGHTS, (1, 0, 0, 0, 0), {"attn_q": 0.5, "attn_k": 0.5}):
         matrix = scores.weighted(weights)
         found = miner.select(scores, ratio=0.1, strategy=strategy, weights=weights)
         wanted = slow_miner.select(matrix.double().numpy(), scores.occurring, 0.1, strategy)
@@ -100,11 +100,13 @@ def test_data_sets_are_aggregated_and_neurons_selected_as_by_the_authors(models,
 def test_weights_are_of_the_metrics(models):
     scores = miner.score(models["clip-llama"], samples()[:2])
     expected = sum(
-        weight * scores.of(metric, "text")
+        weight * scores.of(metric=metric, modality="text").stacked()
         for metric, weight in zip(METRICS, (0, 0.25, 0.25, 0.5, 0), strict=True)
     )
     torch.testing.assert_close(scores.weighted()[0], expected)
-    assert torch.equal(scores.weighted({"max": 1})[2], scores.of("max", "image"))
+    assert torch.equal(
+        scores.weighted({"max": 1})[2], scores.of(metric="max", modality="image").stacked()
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.05, 0.1])
@@ -191,7 +193,7 @@ def test_modalities_that_never_occur_are_noted_and_have_no_neurons(models):
         "never in these data sets, and left out of selections: image, video, audio",
     )
     assert scores.importance.isfinite().all()
-    assert not scores.of("max", "image").any()
+    assert not scores.of(metric="max", modality="image").stacked().any()
     assert list(miner.select(scores, ratio=0.1)) == ["text", "special"]
     assert set(scores.to_dataframe().modality) == {"text", "special"}
 
@@ -223,7 +225,7 @@ def test_prepared_inputs_are_samples_too(models):
 def test_other_sites_can_be_scored(models):
     model = models["clip-llama"]
     acts, posts = (miner.score(model, samples()[:2], sites=site) for site in ("act", "post"))
-    assert posts.sites[0] == "blocks.0.mlp.hook_post"
+    assert next(iter(posts)) == "blocks.0.mlp.hook_post"
     assert not torch.equal(acts.importance, posts.importance)
     later = miner.score(model, samples()[:2], sites=["blocks.2.mlp.hook_act"])
     torch.testing.assert_close(later.importance, acts.importance[:, :, 2:], rtol=0, atol=1e-5)
@@ -243,7 +245,7 @@ def broken_image(tmp_path) -> Image.Image:
 def test_samples_that_cannot_be_read_are_left_out_with_the_reason(models, tmp_path):
     model, every = models["clip-llama"], samples()
     bad = [Sample(images=[broken_image(tmp_path)], text="what ?"), Sample(images=[], text="")]
-    with pytest.warns(LeftOutWarning, match="left out of 'data'"):
+    with pytest.warns(SamplesLeftOutWarning, match="2 of 7 samples do not count"):
         found = miner.score(model, [every[0], bad[0], *every[1:], bad[1]], batch_size=4)
     assert found.n_samples == {"data": 5}
     assert found.parameters["left_out"] == {"data": [1, 6]}
@@ -257,13 +259,18 @@ def test_samples_that_overflow_are_left_out(models):
     model, every = build_tiny("clip-llama").model, samples()
     word = model.tokenizer.convert_tokens_to_ids("green")
     model.hf_model.model.language_model.embed_tokens.weight.data[word] = torch.nan
-    with pytest.warns(LeftOutWarning, match="activations are infinite or NaN"):
+    with pytest.warns(SamplesLeftOutWarning, match="hook_act is infinite or NaN"):
         found = miner.score(model, every)
     assert found.parameters["left_out"] == {"data": [4]}
     expected = miner.score(models["clip-llama"], every[:4]).importance
     torch.testing.assert_close(found.importance, expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no sample of data set 'data' counts"):
+    with pytest.raises(ValueError, match="none of the first 1 samples can be used"):
         miner.score(model, every[4:])
+    with (
+        pytest.warns(SamplesLeftOutWarning),
+        pytest.raises(ValueError, match="no sample of data set 'b' counts: 1 sample left out"),
+    ):
+        miner.score(model, {"a": every[:4], "b": every[4:]})
 
 
 @pytest.mark.parametrize(
@@ -336,7 +343,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(models, tmp_path):
     whole = miner.score(model, datasets, batch_size=2)
     assert torch.equal(found.importance, whole.importance)
     assert (found.n_samples, found.n_with) == (whole.n_samples, whole.n_with)
-    with pytest.raises(ValueError, match="belongs to another run: its data"):
+    with pytest.raises(ValueError, match="belongs to other samples"):
         miner.score(model, {"a": samples(), "b": samples()[1:2]}, **options)
     with pytest.raises(ValueError, match="its split"):
         miner.score(model, datasets, split="prompt", **options)
@@ -359,7 +366,7 @@ def test_scores_are_saved_and_loaded(models, tmp_path):
     scores.save(tmp_path)
     loaded = ModalityScores.load(tmp_path)
     assert torch.equal(loaded.importance, scores.importance)
-    for name in ("modalities", "sites", "n_samples", "n_with", "notes", "parameters"):
+    for name in ("axes", "sizes", "n_samples", "n_with", "notes", "parameters"):
         assert getattr(loaded, name) == getattr(scores, name), name
     assert miner.select(loaded) == miner.select(scores)
     (tmp_path / "modality_scores.json").unlink()
@@ -373,7 +380,8 @@ def test_tables_say_what_the_scores_are(models):
     assert list(table.groupby("modality", sort=False).size()) == [4, 4, 4]
     row = table.iloc[-1]
     for metric in METRICS:
-        value = scores.of(metric, row.modality)[row.layer, row["index"]]
+        values = scores.of(metric=metric, modality=row.modality).stacked()
+        value = values[row.layer, row["index"]]
         assert row[metric] == pytest.approx(float(value))
     by_layer = scores.by_layer()
     assert len(by_layer) == 9
@@ -381,8 +389,8 @@ def test_tables_say_what_the_scores_are(models):
     assert "text, special, image" in repr(scores)
     assert "Note: never in these data sets" in str(scores)
     assert "<li>never in these" in scores._repr_html_()
-    with pytest.raises(ValueError, match="expected a metric of"):
-        scores.of("max", "smell")
+    with pytest.raises(ValueError, match="expected labels of .* got modality='smell'"):
+        scores.of(metric="max", modality="smell")
 
 
 def test_neurons_are_named_by_their_sites(models):

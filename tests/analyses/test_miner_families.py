@@ -78,7 +78,9 @@ def test_layers_without_self_attention_take_all_tokens_alike():
     model = HookedVLM(hf, processor=processor)
     scores = miner.score(model, [Sample(images=[picture(0)], text="is the square red ?")])
     [cross] = [i for i, b in enumerate(model.blocks) if hasattr(b, "cross_attn")]
-    mean, attn_k = scores.of("mean", "text"), scores.of("attn_k", "text")
+    mean, attn_k = (
+        scores.of(metric=name, modality="text").stacked() for name in ("mean", "attn_k")
+    )
     torch.testing.assert_close(mean[cross], attn_k[cross], rtol=0, atol=1e-5)
     assert not torch.allclose(mean[cross + 1], attn_k[cross + 1])
     words = miner.score(model, [Sample(images=[], text="is the square red ?")])

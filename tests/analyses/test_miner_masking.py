@@ -10,7 +10,8 @@ from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_curve import ALL, MaskingCurve, masking_curve
 from vlm_lens.analyses.miner_scores import ModalityScores
 from vlm_lens.analyses.miner_specificity import Specificity, specificity
-from vlm_lens.analyses.miner_tasks import CLEAN, Masking, control_of, measure
+from vlm_lens.analyses.miner_tasks import CLEAN, Masking, measure
+from vlm_lens.neurons.controls import random_neurons
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_controls_are_random_neurons_of_the_same_layers(plants: PlantedTasks):
     row = found.frame.iloc[0]
     assert (row.control, row.control_low, row.control_high) == (1.0, 1.0, 1.0)
     assert row.excess == -1.0
-    maskings = {str(s): Masking(control_of(every, seed=s)) for s in (3, 4)}
+    maskings = {str(s): Masking(random_neurons(every, seed=s)) for s in (3, 4)}
     grades = measure(plants.model, plants.tasks, maskings, max_new_tokens=1)
     assert [grades.drop(name, "image")[0] for name in maskings] == [1.0, 1.0]
 

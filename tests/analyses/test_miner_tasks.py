@@ -15,10 +15,10 @@ from vlm_lens.analyses.miner_tasks import (
     CLEAN,
     Answered,
     Masking,
-    control_of,
     exact_match,
     measure,
 )
+from vlm_lens.neurons.controls import random_neurons
 
 NAME = "blocks.1.mlp.hook_act"
 SIZES = {f"blocks.{layer}.mlp.hook_act": 64 for layer in range(3)}
@@ -98,14 +98,14 @@ def test_impossible_maskings_are_refused(llava: Tiny, unchecked):
 
 def test_controls_are_as_many_neurons_of_the_same_layers():
     neurons = NeuronSet.from_indices({NAME: range(20), "blocks.0.mlp.hook_act": [1]}, sizes=SIZES)
-    control = control_of(neurons, seed=1)
+    control = random_neurons(neurons, seed=1)
     assert control.count_by("name") == neurons.count_by("name")
     assert not control & neurons
-    assert control == control_of(neurons, seed=1) != control_of(neurons, seed=2)
+    assert control == random_neurons(neurons, seed=1) != random_neurons(neurons, seed=2)
     many = NeuronSet.from_indices({NAME: range(40)}, sizes=SIZES)
-    assert control_of(many, seed=0).count_by("name") == {NAME: 40}
+    assert random_neurons(many, seed=0).count_by("name") == {NAME: 40}
     with pytest.raises(KeyError, match="hook points"):
-        control_of(neurons, seed=1, sizes={NAME: 64})
+        random_neurons(neurons, seed=1, sizes={NAME: 64})
 
 
 # Measuring ----------------------------------------------------------------------------------------

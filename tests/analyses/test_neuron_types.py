@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.statistics.slow import MODULES, N_NEW, built, samples_of
 from vlm_lens.analyses.neuron_types import classify
 from vlm_lens.analyses.neuron_types_result import LABELS, NeuronTypes
 from vlm_lens.data import Sample
-from vlm_lens.statistics import SamplesLeftOutWarning
+from vlm_lens.passes import SamplesLeftOutWarning
 
 TOP = {"top_samples": 3, "max_new_tokens": N_NEW}
 SITES = {name: [s for s in MODULES[name] if s.startswith("blocks")] for name in MODULES}
@@ -239,7 +240,7 @@ def test_samples_that_cannot_be_used_have_no_say() -> None:
 def test_bad_arguments_before_anything_runs(
     options: dict[str, Any], message: str, monkeypatch, unchecked
 ) -> None:
-    monkeypatch.setattr("vlm_lens.statistics.plan.prepare", None)
+    monkeypatch.setattr(import_module("vlm_lens.passes.one_pass"), "make_batch", None)
     with pytest.raises(ValueError, match=message):
         typed("llava", **options)
 

@@ -22,9 +22,9 @@ from vlm_lens import Neuron
 from vlm_lens.analyses import collapse, pcicn
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.entry_scores import EntryScores
-from vlm_lens.analyses.matched_rankings import random_ranking
 from vlm_lens.data import Sample
 from vlm_lens.masking import AGREEMENT, OWN_PERPLEXITY, PERPLEXITY_RATIO, Criterion
+from vlm_lens.neurons.controls import random_neurons
 
 RED = " ".join(["red"] * 12)
 """What the planted models are sure of."""
@@ -193,7 +193,7 @@ def test_without_plants_it_takes_more_and_at_random_far_more():
     drawn = collapse.find_critical(
         built("gate").model,
         [Sample(images=[], text=text_of("gate"))],
-        random_ranking(scored("gate").neurons),
+        random_neurons(scored("gate").neurons, avoid="never"),
         target="text",
         collapse=(Criterion(PERPLEXITY_RATIO, at_least=10.0),),
         max_k=128,

@@ -20,7 +20,7 @@ from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
-from vlm_lens.analyses.miner_scores import ModalityScores
+from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
 from vlm_lens.explorer import explore
 from vlm_lens.explorer.cards import N_CARDS, Cards
@@ -52,9 +52,9 @@ def test_types() -> None:
 
 def test_modalities_of_scores_and_of_sets() -> None:
     scores = ModalityScores(
-        importance=torch.tensor([[[0.2, 1.0]], [[0.9, 0.0]]]).expand(5, 2, 1, 2),
-        modalities=("text", "image"),
-        sites=(NAME,),
+        {NAME: torch.tensor([[0.2, 1.0], [0.9, 0.0]]).expand(5, 2, 2)},
+        "MINER",
+        axes={"metric": METRICS, "modality": ("text", "image")},
         n_samples={"demo": 3},
         n_with={"demo": {"text": 3, "image": 2}},
     )

@@ -20,9 +20,10 @@ from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.analyses import can
 from vlm_lens.data import Sample
 from vlm_lens.hooks import HookNameError
-from vlm_lens.masking import MaskedRuns, make_batches, mean_activations
-from vlm_lens.masking.examples import media_tokens
+from vlm_lens.masking import MaskedRuns, mean_activations
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes.answers import media_tokens
+from vlm_lens.passes.batch import make_batches
 
 N_TOKENS = 5
 

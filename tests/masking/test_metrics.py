@@ -17,7 +17,6 @@ from tests.masking.reference import SAMPLES
 from tests.tiny import Tiny, build_tokenizer, picture
 from vlm_lens import NeuronSet
 from vlm_lens.data import Sample
-from vlm_lens.masking.examples import make_batches
 from vlm_lens.masking.metrics import (
     ACCURACY,
     AGREEMENT,
@@ -33,6 +32,7 @@ from vlm_lens.masking.metrics import (
     word_overlap,
 )
 from vlm_lens.masking.runs import Losses, MaskedRun, MaskedRuns
+from vlm_lens.passes.batch import make_batches
 
 NAME = "blocks.1.hook_mlp_out"
 RANKING = NeuronSet.from_indices({NAME: range(32)}, sizes={NAME: 32})

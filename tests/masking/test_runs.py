@@ -16,10 +16,11 @@ from tests.masking.reference import SAMPLES, Slow, first_linears, linear_of, wit
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM, NeuronSet
 from vlm_lens.data import Sample
-from vlm_lens.masking.examples import Batch, make_batches, media_tokens
 from vlm_lens.masking.runs import MaskedRun, MaskedRuns
 from vlm_lens.neurons.neuron import Neuron
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes.answers import media_tokens
+from vlm_lens.passes.batch import Batch, make_batches
 
 KS = [0, 2, 30, 150]
 IMAGE_TOKEN = 4

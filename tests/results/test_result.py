@@ -17,20 +17,22 @@ import torch
 import vlm_lens
 from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.critical import CriticalNeurons
+from vlm_lens.analyses.direct_effect import DirectEffect
 from vlm_lens.analyses.entry_scores import EntryScores
 from vlm_lens.analyses.exemplars import Exemplars
 from vlm_lens.analyses.explaining.explained import ExplainedNeuron
 from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
+from vlm_lens.analyses.logit_effect import LogitEffect
 from vlm_lens.analyses.miner_results import TableResult
-from vlm_lens.analyses.miner_scores import ModalityScores
+from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import Result
 from vlm_lens.results.packing import packed_whole, unpacked
+from vlm_lens.results.scores import Scores
 from vlm_lens.statistics import NeuronStatistics, TopSamples
 from vlm_lens.statistics.moments import Moments
 from vlm_lens.statistics.site_statistics import SiteStatistics
@@ -71,14 +73,19 @@ def explained() -> Explanations:
 
 FRAME = pd.DataFrame({"a": [EVIL, "b"], "layer": pd.array([1, None], "Int64"), "x": [0.5, np.nan]})
 EXAMPLES: dict[type[Result], Result] = {
-    NeuronScores: NeuronScores({NAME: torch.tensor([1.0, float("nan")])}, "demo", PARAMETERS),
+    Scores: Scores({NAME: torch.tensor([1.0, float("nan")])}, "demo", PARAMETERS),
     EntryScores: EntryScores(
         {NAME: 9}, torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([5, 2]),
         torch.tensor([8.0, 6.0]), ("<s>", EVIL), "PCICN", PARAMETERS,
     ),
     ModalityScores: ModalityScores(
-        torch.rand(5, 2, 1, 3), ("text", "image"), (NAME,), {"demo": 3},
-        {"demo": {"text": 3, "image": 0}}, PARAMETERS, (EVIL,),
+        {NAME: torch.rand(5, 2, 3)}, "MINER", PARAMETERS,
+        {"metric": METRICS, "modality": ("text", "image")}, (EVIL,), {"demo": 3},
+        {"demo": {"text": 3, "image": 0}},
+    ),
+    DirectEffect: DirectEffect(
+        {NAME: torch.ones(2)}, "direct effect", token=3, position=4, logit=0.5,
+        activations={NAME: torch.rand(2)},
     ),
     NeuronTypes: NeuronTypes(
         {NAME: SiteTypes(torch.ones(4, 2).long(), torch.ones(2), torch.rand(4, 2))},
@@ -108,6 +115,8 @@ KINDS = sorted({*kinds()}, key=lambda kind: kind.__name__)
 def example(kind: type[Result]) -> Result:
     if issubclass(kind, TableResult):
         return kind(FRAME, PARAMETERS, (EVIL,))
+    if issubclass(kind, LogitEffect) and kind is not DirectEffect:
+        return kind({NAME: torch.ones(2)}, EVIL, token=3, position=4, logit=0.5)
     return EXAMPLES[kind]
 
 

@@ -19,7 +19,7 @@ from tests.masking.reference import Slow
 from tests.tiny import build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.data import Sample
-from vlm_lens.masking.examples import media_tokens
+from vlm_lens.passes.answers import media_tokens
 
 TEXTS = ["what color is the circle ?", "is the square red ?", "left", "two ?", "what is left ."]
 ANSWERS = ["red circle", "two", "blue one .", "green", "left right"]

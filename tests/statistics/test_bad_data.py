@@ -16,7 +16,8 @@ from tests.tiny import build_tiny, picture
 from vlm_lens import HookedVLM
 from vlm_lens.data import Sample
 from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.statistics import SamplesLeftOutWarning, collect
+from vlm_lens.passes import SamplesLeftOutWarning
+from vlm_lens.statistics import collect
 
 SITE = "blocks.1.mlp.hook_act"
 
@@ -84,7 +85,7 @@ def test_no_samples() -> None:
 
 def test_hook_points_that_no_sample_reaches() -> None:
     samples = [Sample([], "what color ?")]
-    with pytest.warns(HookNeverFiredWarning, match="4 hook points have no statistics"):
+    with pytest.warns(HookNeverFiredWarning, match="4 hook points have nothing to show"):
         found = collect(built("llava"), samples)
     assert list(found.mean) == [f"blocks.{i}.mlp.hook_act" for i in range(3)]
     assert list(found.mean[SITE]) == ["text", "special"]

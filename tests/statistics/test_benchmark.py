@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -18,19 +19,20 @@ from benchmarks.statistics import (
     table,
 )
 from tests.statistics.slow import built, samples_of
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.batch import make_batch
 from vlm_lens.statistics import collect
-from vlm_lens.statistics.prepared import Answers, prepare
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "statistics.json"
 
 
 def test_measures_what_collect_does() -> None:
     model, samples = built("llava"), samples_of("llava")
-    batches = [prepare(model, samples[i : i + 2], [i, i + 1], Answers()) for i in (0, 2)]
+    batches = [make_batch(model, samples[i : i + 2], Answers(), numbers=[i, i + 1]) for i in (0, 2)]
     run = Statistics(model, batches, component="language_model", attention=True)
     run()
     expected = collect(model, samples[:4], component="language_model", attention=True, batch_size=2)
-    found = run.known.cpu(order=list(expected.sites))
+    found = replace(expected, sites=run.sites)
     for name, by_type in expected.attention_mean.items():
         for token_type, mean in by_type.items():
             assert found.count[name][token_type] == expected.count[name][token_type]
@@ -58,8 +60,8 @@ def test_writes_and_prints_what_it_measured(tmp_path: Path, capsys, monkeypatch)
 
 def test_the_large_model_takes_samples_of_mixed_lengths() -> None:
     model, samples = MODELS["39m"](8)
-    prepared = prepare(model, samples, [*range(8)], Answers())
-    assert len({int(row.sum()) for row in prepared.batch.real}) > 2
+    batch = make_batch(model, samples, Answers())
+    assert len({int(row.sum()) for row in batch.real}) > 2
     assert sum(not sample.images for sample in samples) == 1
 
 

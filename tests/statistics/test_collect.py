@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -241,7 +242,7 @@ def test_says_what_it_is() -> None:
 def test_bad_arguments_before_anything_runs(
     options: dict[str, Any], message: str, monkeypatch, unchecked
 ) -> None:
-    monkeypatch.setattr("vlm_lens.statistics.plan.prepare", None)
+    monkeypatch.setattr(import_module("vlm_lens.passes.one_pass"), "make_batch", None)
     with pytest.raises(ValueError, match=message):
         collect(built("llava"), samples_of("llava"), **options)
 

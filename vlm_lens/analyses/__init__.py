@@ -5,14 +5,14 @@ from vlm_lens.analyses.attribution import FirstOrderEffect, first_order_effect
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.direct_effect import DirectEffect, direct_effect
 from vlm_lens.analyses.logit_lens import LogitLens, logit_lens
-from vlm_lens.analyses.scores import NeuronScores
+from vlm_lens.results.scores import Scores
 
 __all__ = [
     "CriticalNeurons",
     "DirectEffect",
     "FirstOrderEffect",
     "LogitLens",
-    "NeuronScores",
+    "Scores",
     "can",
     "direct_effect",
     "explain",

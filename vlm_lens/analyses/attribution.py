@@ -9,8 +9,6 @@ costs two passes for all of them, and is approximate: where the model saturates,
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
@@ -27,7 +25,8 @@ from vlm_lens.parts import text_for
 class FirstOrderEffect(LogitEffect):
     """The estimated total effect of each neuron on one logit; see `first_order_effect`."""
 
-    column: ClassVar[str] = "first_order_effect"
+    KIND = "first_order_effect"
+    COLUMN = "first_order_effect"
 
 
 @torch.enable_grad()
@@ -91,8 +90,9 @@ def first_order_effect(
         for (name, value), gradient in zip(kept.items(), gradients, strict=True)
     }
     return FirstOrderEffect(
+        {name: values.cpu() for name, values in scores.items()},
+        "first-order effect",
         token=token,
         position=position % logits.shape[1],
         logit=float(logit.detach()),
-        scores=scores,
     )

@@ -12,35 +12,28 @@ is a parameter here, and its default is ours.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm_lens.analyses import collapse
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.analyses.importance import Importance, batch_sums
-from vlm_lens.analyses.progress import Progress, finish
-from vlm_lens.analyses.scores import NeuronScores
+from vlm_lens.analyses.importance import Importance
 from vlm_lens.analyses.token_pool import Tokens
 from vlm_lens.data import Sample
-from vlm_lens.data.digest import digest_of_samples
-from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import NamesFilter
-from vlm_lens.masking.examples import Target, check_samples, make_batches
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.sites import Which
 from vlm_lens.neurons.sites import sites as hook_points
+from vlm_lens.passes import Run, one_pass
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.batch import Target, check_samples
+from vlm_lens.passes.data import ONE
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.results import provenance
-from vlm_lens.results.provenance import digest_of_weights
-
-
-class NotFiniteWarning(UserWarning):
-    """Activations or gradients of some samples are infinite or NaN."""
+from vlm_lens.results.scores import Scores
 
 
 def score(
@@ -56,8 +49,8 @@ def score(
     max_new_tokens: int = 20,
     first_token: bool = True,
     checkpoint: Path | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> NeuronScores:
+    on_batch: OnBatch | None = None,
+) -> Scores:
     """Scores every neuron by how much the model's answers depend on it.
 
     All components and hook points are scored in one forward and one backward a batch. A sample
@@ -86,19 +79,19 @@ def score(
         on_batch: Called after each batch with the number of batches done and of all.
 
     Returns:
-        The scores, float32. Hook points that no sample reached have none. A sample of which an
-        activation or gradient is infinite or NaN does not count: ``parameters["left_out"]`` lists
-        such samples, and ``parameters["not_finite"]`` in how many of them which hook points were
-        not finite. If there are no others, scores are NaN.
+        The scores, float32. Hook points that no sample reached have none. A sample does not count
+        that cannot be prepared, or of which an activation or gradient is infinite or NaN:
+        ``parameters["left_out"]`` lists such samples, and ``parameters["not_finite"]`` in how many
+        of them which hook points were not finite.
 
     Raises:
-        ValueError: An argument is out of its range, an answer is missing, or the checkpoint belongs
-            to another model or to other arguments.
+        ValueError: An argument is out of its range, an answer is missing, no sample counts, or the
+            checkpoint belongs to another model or to other arguments.
         HookNameError: A site matches nothing.
 
     Warns:
         HookNeverFiredWarning: A hook point was reached by no sample.
-        NotFiniteWarning: Samples were left out.
+        SamplesLeftOutWarning: Samples were left out.
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
@@ -115,26 +108,38 @@ def score(
     answers: dict[str, Any] = {"target": target, "max_new_tokens": max_new_tokens}
     check_samples(samples, batch_size=batch_size, **answers)
     names = hook_points(model, sites)
-    batches = [list(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
     parameters = {**asdict(importance), **answers, "batch_size": batch_size, "sites": names}
-    belongs_to = parameters
-    if checkpoint is not None:
-        identity = {"model": digest_of_weights(model.hf_model), "n": len(samples)}
-        belongs_to = {**parameters, **identity, "samples": digest_of_samples(samples)}
-    progress = finish(
-        _Step(model, names, importance, batches, answers),
-        n_batches=len(batches),
-        checkpoint=checkpoint,
-        belongs_to=belongs_to,
-        on_batch=on_batch,
+    passed = one_pass(
+        model,
+        samples,
+        {"importance": importance},
+        sites=names,
+        answers=Answers("own", max_new_tokens),
+        target=target,
+        about=parameters,
+        run=Run(batch_size=batch_size, folder=checkpoint, kind="progress", on_batch=on_batch),
     )
-    return _scores(progress, len(samples), parameters | {"provenance": provenance(model)})
+    n_counted = passed.n_samples[ONE]
+    return Scores(
+        {
+            name: (state["sum"] / n_counted).float()
+            for name, state in passed.of("importance", ONE).items()
+        },
+        "CAN",
+        {
+            "n_samples": len(samples),
+            **parameters,
+            "provenance": provenance(model),
+            "left_out": list(passed.left_out.get(ONE, {})),
+            "not_finite": passed.not_finite,
+        },
+    )
 
 
 def find_critical(
     model: HookedVLM,
     samples: Sequence[Sample],
-    scores: NeuronScores | NeuronSet,
+    scores: Scores | NeuronSet,
     **options: Any,
 ) -> CriticalNeurons:
     """Masks the best-ranked neurons, more and more of them, until the model collapses (CAN).
@@ -163,66 +168,3 @@ def find_critical(
         ('CAN', 16)
     """
     return collapse.find_critical(model, samples, scores, **options)
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """Takes the next batch."""
-
-    model: HookedVLM
-    names: list[str]
-    importance: Importance
-    batches: list[list[Sample]]
-    answers: dict[str, Any]
-
-    def __call__(self, progress: Progress) -> Progress:
-        samples = self.batches[progress.n_batches]
-        first = progress.n_batches * len(self.batches[0])
-        measured = self._measured(samples, first)
-        return progress.plus(
-            measured.sums, left_out=measured.left_out, not_finite=measured.not_finite
-        )
-
-    def _measured(self, samples: list[Sample], first: int) -> Progress:
-        """The sums of these samples; where they are not finite, of each that has finite ones."""
-        [batch] = make_batches(self.model, samples, batch_size=len(samples), **self.answers)
-        found = batch_sums(self.model, batch, self.names, self.importance)
-        sums = {name: total.cpu() for name, total in found.items()}
-        bad = [name for name, total in sums.items() if not total.isfinite().all()]
-        if not bad:
-            return Progress().plus(sums)
-        if len(samples) == 1:
-            nothing = {name: torch.zeros_like(total) for name, total in sums.items()}
-            return Progress().plus(nothing, left_out=[first], not_finite=dict.fromkeys(bad, 1))
-        together = Progress()
-        for i, sample in enumerate(samples):
-            one = self._measured([sample], first + i)
-            together = together.plus(one.sums, left_out=one.left_out, not_finite=one.not_finite)
-        return together
-
-
-def _scores(progress: Progress, n_samples: int, parameters: dict[str, Any]) -> NeuronScores:
-    """Means over the samples that count; warns of what is missing."""
-    names, n_counted = parameters["sites"], n_samples - len(progress.left_out)
-    if silent := [name for name in names if name not in progress.sums]:
-        warnings.warn(
-            f"{len(silent)} hook points have no scores, because no sample reached them: "
-            f"{', '.join(silent[:3])}{' ...' * (len(silent) > 3)}. Encoders and projectors need "
-            "samples with images.",
-            HookNeverFiredWarning,
-            stacklevel=3,
-        )
-    if progress.left_out:
-        warnings.warn(
-            f"{len(progress.left_out)} of {n_samples} samples do not count: activations or "
-            f"gradients are infinite or NaN at {len(progress.not_finite)} hook points, such as "
-            f"{next(iter(progress.not_finite))!r}. If the model is in float16, score it in float32 "
-            "or bfloat16.",
-            NotFiniteWarning,
-            stacklevel=3,
-        )
-    values = {
-        name: (progress.sums[name] / n_counted).float() for name in names if name in progress.sums
-    }
-    found = {"left_out": list(progress.left_out), "not_finite": progress.not_finite}
-    return NeuronScores(values, "CAN", {"n_samples": n_samples, **parameters, **found})

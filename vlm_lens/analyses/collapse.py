@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 from vlm_lens.analyses.collapse_search import Meter, Search, SearchOptions, fingerprint
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.keywords import keywords_of, refuse_unknown
-from vlm_lens.masking.examples import Batch, Target, make_batches
 from vlm_lens.masking.means import mean_activations
 from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.masking.metrics import AGREEMENT, PERPLEXITY, Criterion
@@ -26,7 +24,9 @@ from vlm_lens.masking.row_masks import Fill
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.places import matrices_of
+from vlm_lens.passes.batch import Batch, Target, make_batches
 from vlm_lens.results import provenance
+from vlm_lens.results.scores import Scores
 
 MOST = 5000
 """The largest set that is tried by default; ours. (CAN reports up to a few thousand neurons.)"""
@@ -52,7 +52,7 @@ def check_options(options: Iterable[str]) -> None:
 def find_critical(
     model: HookedVLM,
     samples: Sequence[Sample],
-    ranking: NeuronScores | NeuronSet,
+    ranking: Scores | NeuronSet,
     *,
     method: str | None = None,
     target: Target = "own",
@@ -103,7 +103,7 @@ def find_critical(
         values: Fill | None = mean_activations(model, batches, chosen.names)
     else:
         values = None if fill == "zero" else fill
-    scored = ranking if isinstance(ranking, NeuronScores) else None
+    scored = ranking if isinstance(ranking, Scores) else None
     noted = {} if scored is None else {"score": scored.parameters}
     found = find_collapse(
         model,
@@ -125,11 +125,11 @@ def find_critical(
     return replace(found, sizes=sizes, matrices=matrices_of(names, model.hook_dict))
 
 
-def best(ranking: NeuronScores | NeuronSet, *, max_k: int | None) -> NeuronSet:
+def best(ranking: Scores | NeuronSet, *, max_k: int | None) -> NeuronSet:
     """The neurons to mask, best first: at most `max_k`, by default 5,000."""
     if max_k is not None and max_k < 1:
         raise ValueError(f"expected max_k of at least 1, got {max_k}")
-    if isinstance(ranking, NeuronScores):
+    if isinstance(ranking, Scores):
         ranking = ranking.ranking(max_k or MOST)
     return ranking[: max_k or MOST]
 
@@ -161,7 +161,7 @@ def find_collapse(
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
-        >>> from vlm_lens.masking import make_batches
+        >>> from vlm_lens.passes.batch import make_batches
         >>> model = HookedVLM.from_pretrained("shapes-llava")
         >>> batches = make_batches(model, load_samples("shapes-llava", n=8))
         >>> channels = {"blocks.5.hook_mlp_out": range(128)}

@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL.Image import Image
 
-from vlm_lens.masking.examples import Batch
 from vlm_lens.masking.measurement import Measurement
 from vlm_lens.masking.metrics import (
     AGREEMENT,
@@ -27,6 +26,7 @@ from vlm_lens.masking.row_masks import Fill
 from vlm_lens.masking.runs import MaskedRun, MaskedRuns
 from vlm_lens.masking.search import smallest
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.passes.batch import Batch
 from vlm_lens.results import HALF_DONE, hf_model_of, provenance, read_result, write_result
 from vlm_lens.results.packing import packed, unpacked
 from vlm_lens.results.provenance import digest_of_weights

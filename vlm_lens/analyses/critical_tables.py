@@ -22,15 +22,15 @@ import torch
 
 from vlm_lens.analyses import can
 from vlm_lens.analyses.comparison import Comparison
-from vlm_lens.analyses.matched_rankings import NEAREST, norm_matched, norm_notes, random_ranking
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.analyses.searches import Ranking, Searches, names_of
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.controls import NEAREST, norm_matched, norm_notes, random_neurons
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.neurons.sites import matrix_of
+from vlm_lens.results.scores import Scores
 
 Score = Callable[[HookedVLM, Sequence[Sample]], Ranking]
 
@@ -213,7 +213,7 @@ def against_baselines(
     """A ranking against its ingredients alone, and against random neurons of the same places.
 
     "activation only" ranks by |a| and "gradient only" by |dL/da|, over the same hook points and
-    otherwise with the settings of the scores that are compared. See `random_ranking` for what is
+    otherwise with the settings of the scores that are compared. See `random_neurons` for what is
     random, and why a random ranking may hold critical neurons: "shared" says how many it does.
 
     Args:
@@ -251,7 +251,7 @@ def against_baselines(
     for label, scores in ingredients.items():
         searches.add(label, scores)
     for seed in seeds if "random" in baselines else ():
-        drawn = random_ranking(searches.first.ranking, seed=seed)
+        drawn = random_neurons(searches.first.ranking, seed=seed, avoid="never")
         searches.add(f"random, seed {seed}", drawn, noted={"seed": seed})
     return Comparison("Against other rankings", searches.results)
 
@@ -342,7 +342,7 @@ def _add_precision(searches: Searches, model: HookedVLM, ranking: Ranking) -> No
     searches.add(label, ranking, model=copy.deepcopy(model).to(higher))
 
 
-def _add_same_norm(searches: Searches, norms: NeuronScores, seed: int) -> None:
+def _add_same_norm(searches: Searches, norms: Scores, seed: int) -> None:
     first = searches.first
     matched = norm_matched(first.ranking, norms, seed=seed, apart_from=first.neurons)
     searches.add(
@@ -368,13 +368,13 @@ def _label(ranking: Ranking, options: dict[str, Any]) -> str:
 
 
 def _is_can(ranking: Ranking) -> bool:
-    return isinstance(ranking, NeuronScores) and ranking.method == "CAN"
+    return isinstance(ranking, Scores) and ranking.method == "CAN"
 
 
-def _scoring_like(ranking: Ranking, options: dict[str, Any]) -> Callable[..., NeuronScores]:
+def _scoring_like(ranking: Ranking, options: dict[str, Any]) -> Callable[..., Scores]:
     """`can.score` at the ranking's hook points, with its settings if that is what scored it."""
     settings = _answering(options)
-    if isinstance(ranking, NeuronScores) and _is_can(ranking):
+    if isinstance(ranking, Scores) and _is_can(ranking):
         known = ranking.parameters
         settings |= {name: known[name] for name in _SCORING if name in known}
     return partial(can.score, sites=names_of(ranking), **settings)

@@ -15,8 +15,7 @@ encoder and the projector act through them, see `vlm_lens.analyses.attribution`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -37,9 +36,10 @@ class DirectEffect(LogitEffect):
         activations: By hook name, the neurons' activations at the predicting position.
     """
 
-    activations: dict[str, Float[Tensor, " d_mlp"]]
+    KIND = "direct_effect"
+    COLUMN = "direct_effect"
 
-    column: ClassVar[str] = "direct_effect"
+    activations: dict[str, Float[Tensor, " d_mlp"]] = field(default_factory=dict)
 
     def to_dataframe(self, k: int = 10) -> pd.DataFrame:
         """The `k` best neurons, with their direct effects and activations."""
@@ -93,12 +93,13 @@ def direct_effect(
         factors, vectors = cache.neuron_outputs(layer)
         # Contracted first: the neurons' outputs [d_mlp, d_model] are never built.
         per_unit = (vectors @ direction.to(vectors.device)).float()
-        activations[name] = cache[name][0, 0].float()
-        scores[name] = factors[0, 0].float() * per_unit / scale.to(per_unit.device)
+        activations[name] = cache[name][0, 0].float().cpu()
+        scores[name] = (factors[0, 0].float() * per_unit / scale.to(per_unit.device)).cpu()
     return DirectEffect(
+        scores,
+        "direct effect",
         token=token,
         position=position % logits.shape[1],
         logit=float(logits[0, position, token]),
-        scores=scores,
         activations=activations,
     )

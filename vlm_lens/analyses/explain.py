@@ -39,8 +39,8 @@ from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.passes.answers import AnswerSource
 from vlm_lens.results import provenance
-from vlm_lens.statistics.prepared import AnswerSource
 
 __all__ = [
     "Chat",

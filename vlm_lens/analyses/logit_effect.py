@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.model import HookedVLM
-from vlm_lens.neurons import NeuronSet
+from vlm_lens.results.scores import Scores
 
 MLP_NEURONS = "*mlp.hook_post"
 """The neurons (in TransformerLens' sense) of the language model, vision encoder and projector."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitEffect:
-    """How much each neuron does for one logit of one prompt.
+class LogitEffect(Scores):
+    """How much each neuron does for one logit of one prompt: positive scores support its token.
 
     Attributes:
         token: The token whose logit it is.
         position: The position that predicts it, from 0.
-        logit: The logit itself.
-        scores: By hook name, each neuron's part in the logit, in logits and float32; a positive
-            score supports the token.
+        logit: The logit itself, in logits like the scores.
     """
 
-    token: int
-    position: int
-    logit: float
-    scores: dict[str, Float[Tensor, " d"]]
+    KIND = "logit_effect"
 
-    column: ClassVar[str] = "effect"
-    """Name of the scores in tables."""
+    token: int = 0
+    position: int = 0
+    logit: float = 0.0
 
-    def top(self, k: int) -> NeuronSet:
-        """The `k` neurons that support the token most, best first.
-
-        Raises:
-            ValueError: There are fewer than `k` neurons, or a score is NaN.
-        """
-        return NeuronSet.from_scores(self.scores, k=k)
-
-    def to_dataframe(self, k: int = 10) -> pd.DataFrame:
-        """The `k` best neurons: rank, component, layer, site, index, name and score."""
-        best = self.top(k)
-        scores = [float(self.scores[neuron.name][neuron.index]) for neuron in best]
-        return best.to_dataframe().assign(**{self.column: scores})
-
-    def __repr__(self) -> str:
-        n_neurons = sum(map(len, self.scores.values()))
+    def summary(self) -> str:
+        """Of how many neurons and which logit, in a line."""
         return (
-            f"{type(self).__name__}({n_neurons} neurons at {len(self.scores)} hook points; token "
-            f"{self.token} at position {self.position}, logit {self.logit:.3f})"
+            f"{sum(self.sizes.values())} neurons at {len(self)} hook points; token {self.token} at "
+            f"position {self.position}, logit {self.logit:.3f}"
         )
 
 

@@ -23,29 +23,45 @@ where images are read by cross-attention, "image" is the one token that stands f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_lens.analyses.miner_inputs import Datasets, chunks_of, digest, named
 from vlm_lens.analyses.miner_layers import layer_sites
-from vlm_lens.analyses.miner_pass import Pass
-from vlm_lens.analyses.miner_scores import SPLITS, WEIGHTS, ModalityScores, Split, Weights
-from vlm_lens.analyses.progress import finish
+from vlm_lens.analyses.miner_scores import METRICS, SPLITS, ModalityScores, Split
+from vlm_lens.analyses.miner_selection import Strategy, select
+from vlm_lens.counted import counted
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import TokenMap
 from vlm_lens.model import HookedVLM
-from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.sites import Which
+from vlm_lens.passes import Beside, Passed, Reading, Reducer, Run, State, one_pass
+from vlm_lens.passes.batch import Batch
+from vlm_lens.passes.data import Data, named
+from vlm_lens.passes.reducers import wide
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.results import provenance
-from vlm_lens.results.provenance import digest_of_weights
 
-Strategy = Literal["adaptive", "LA_MU", "LU_MA", "uniform", "random"]
+__all__ = [
+    "Importances",
+    "Strategy",
+    "aggregate",
+    "attention",
+    "importance",
+    "measure",
+    "score",
+    "select",
+    "separate",
+    "token_weights",
+]
+
+
+_NAME = "importance"
 
 
 # Stage 1: modality separation ---------------------------------------------------------------------
@@ -174,6 +190,49 @@ def _min_max(values: Float[Tensor, "*any neuron"]) -> Float[Tensor, "*any neuron
 # Stage 3: aggregation -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Importances(Reducer):
+    """Adds up over samples what `measure` makes of a layer, and counts who has which modality.
+
+    Attributes:
+        split: Which modalities are told apart.
+        beside: The layer's queries and keys.
+    """
+
+    split: Split
+    beside: tuple[Beside, ...]
+
+    @classmethod
+    def of(cls, split: Split, *, rotated: bool) -> Importances:
+        """With queries and keys after rotary positions, or before."""
+        ends = {name: f"attn.hook_{name}" for name in "qk"}
+        points = {
+            name: (f"attn.hook_rot_{name}", end) if rotated else (end,)
+            for name, end in ends.items()
+        }
+        return cls(split, tuple(Beside(name, some) for name, some in points.items()))
+
+    def __call__(self, reading: Reading) -> State:
+        separated = reading.positions.once(("separated", self.split), self._separated)
+        activation, batch = reading.activation, reading.batch
+        if activation.ndim != 3 or activation.shape[:2] != (len(batch), len(batch.maps[0])):
+            raise ValueError(
+                f"expected activations of the prompt's {len(batch)} x {len(batch.maps[0])} "
+                f"positions at {reading.site!r}, got shape {tuple(activation.shape)}"
+            )
+        total = n_with = 0
+        for i, (positions, sets) in enumerate(separated):
+            positions, sets = positions.to(activation.device), sets.to(activation.device)
+            heads = (reading.beside.get(name) for name in "qk")
+            q, k = (None if t is None else wide(t[i, positions]) for t in heads)
+            total = total + measure(wide(activation[i, positions]), q, k, sets)
+            n_with = n_with + sets.any(1).long()
+        return {"sum": torch.as_tensor(total).double(), "with": torch.as_tensor(n_with)}
+
+    def _separated(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        return [separate(token_map, self.split) for token_map in batch.maps]
+
+
 def aggregate(
     sums: Mapping[str, Float[Tensor, "metric modality layer neuron"]], n_samples: Mapping[str, int]
 ) -> Float[Tensor, "metric modality layer neuron"]:
@@ -192,129 +251,20 @@ def aggregate(
     return together / torch.as_tensor(times).clamp(min=1)[:, None, None]
 
 
-# Stage 4: selection -------------------------------------------------------------------------------
-
-
-def select(
-    scores: ModalityScores,
-    *,
-    ratio: int | float = 0.02,
-    strategy: Strategy = "LA_MU",
-    weights: Weights = WEIGHTS,
-    seed: int = 2024,
-) -> dict[str, NeuronSet]:
-    """Stage 4: the neurons of each modality, best first.
-
-    With K = int(ratio * layers * neurons a layer) and M modalities that occur:
-
-    - "adaptive": the K neurons with the largest sum over modalities; each goes to the modality
-      where it scores most, so that no neuron is in two sets.
-    - "LA_MU" (layer-adaptive, modality-uniform): of each modality the best K // M.
-    - "LU_MA" (layer-uniform, modality-adaptive): in each layer the best K // layers of all pairs of
-      a neuron and a modality.
-    - "uniform": in each layer of each modality the best K // (M * layers).
-    - "random": K draws with replacement of a layer and a neuron, under the name "random"; a neuron
-      that is drawn twice is in the set once.
-
-    Args:
-        scores: Of `score`.
-        ratio: The share of all neurons that is selected, over all modalities.
-        strategy: How.
-        weights: Of the metrics prob, mean, max, attn_k and attn_q; see `ModalityScores.weighted`.
-        seed: For "random".
-
-    Returns:
-        A set for each modality that occurs (with an adaptive strategy it may be empty).
-
-    Raises:
-        ValueError: The ratio is not above 0 and at most 1, selects no neuron at all, or the
-            strategy or the weights are not what they have to be.
-
-    Example:
-        >>> from vlm_lens import load_samples
-        >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> scores = score(model, load_samples("shapes-llava", n=4))
-        >>> {modality: len(found) for modality, found in select(scores).items()}
-        {'text': 15, 'special': 15, 'image': 15}
-    """
-    matrix = scores.weighted(weights)  # the end of stage 3: metrics
-    n_modalities, n_layers, n_neurons = matrix.shape
-    if strategy not in get_args(Strategy):
-        raise ValueError(f"expected a strategy of {list(get_args(Strategy))}, got {strategy!r}")
-    if not 0 < ratio <= 1:
-        raise ValueError(f"expected a ratio above 0 and at most 1, got {ratio!r}")
-    k = int(ratio * n_layers * n_neurons)
-    chosen: dict[str, list[int]] = {modality: [] for modality in scores.occurring}
-    if strategy == "random":
-        chosen = {"random": _random(k, n_layers, n_neurons, seed)}
-    elif strategy == "adaptive":
-        _adaptive(matrix, k, chosen)
-    elif strategy == "LA_MU":
-        for modality, values in zip(chosen, matrix, strict=True):
-            chosen[modality] += _best(values, k // n_modalities)
-    elif strategy == "LU_MA":
-        _layer_uniform(matrix, k // n_layers, chosen)
-    else:
-        for modality, layers in zip(chosen, matrix, strict=True):
-            for layer, values in enumerate(layers):
-                best = _best(values, k // (n_modalities * n_layers))
-                chosen[modality] += [layer * n_neurons + index for index in best]
-    if not any(chosen.values()):
-        raise ValueError(
-            f"a ratio of {ratio} of {n_layers} x {n_neurons} neurons is {k}, which leaves none for "
-            f"each of the {n_modalities} modalities by {strategy!r}: take a larger ratio"
-        )
-    return {
-        modality: NeuronSet(
-            (Neuron(scores.sites[i // n_neurons], i % n_neurons) for i in flat), sizes=scores.sizes
-        )
-        for modality, flat in chosen.items()
-    }
-
-
-def _best(values: Float[Tensor, "*axes"], k: int) -> list[int]:
-    """The places of the k largest values, in the flattened tensor; the first of equal ones."""
-    return values.flatten().argsort(descending=True, stable=True)[:k].tolist()
-
-
-def _adaptive(
-    matrix: Float[Tensor, "modality layer neuron"], k: int, chosen: dict[str, list[int]]
-) -> None:
-    flat = matrix.flatten(1)
-    owners = list(chosen)
-    for place in _best(flat.sum(0), k):
-        chosen[owners[_best(flat[:, place], 1)[0]]].append(place)
-
-
-def _layer_uniform(
-    matrix: Float[Tensor, "modality layer neuron"], k: int, chosen: dict[str, list[int]]
-) -> None:
-    n_neurons, owners = matrix.shape[-1], list(chosen)
-    for layer in range(matrix.shape[1]):
-        for place in _best(matrix[:, layer], k):
-            modality, index = divmod(place, n_neurons)
-            chosen[owners[modality]].append(layer * n_neurons + index)
-
-
-def _random(k: int, n_layers: int, n_neurons: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(n_layers * n_neurons, (k,), generator=generator).tolist()
-
-
 # All samples --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def score(
     model: HookedVLM,
-    datasets: Datasets,
+    datasets: Data,
     *,
     split: Split = "special_text_separate",
     sites: Which | NamesFilter = "act",
     rotated: bool = True,
     batch_size: int = 8,
     checkpoint: Path | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> ModalityScores:
     """Stages 1 to 3: how important each neuron is for each modality, by each metric.
 
@@ -345,7 +295,7 @@ def score(
         HookNameError: A site matches nothing.
 
     Warns:
-        LeftOutWarning: Samples were left out.
+        SamplesLeftOutWarning: Samples were left out.
 
     Example:
         >>> from vlm_lens import load_samples
@@ -355,29 +305,65 @@ def score(
     """
     if split not in SPLITS:
         raise ValueError(f"expected a split of {list(SPLITS)}, got {split!r}")
-    by_name = named(datasets)
-    chunks, names = chunks_of(by_name, batch_size), layer_sites(model, sites)
+    by_name, names = named(datasets), layer_sites(model, sites)
     parameters = {"split": split, "sites": names, "rotated": rotated, "batch_size": batch_size}
-    belongs_to: dict[str, Any] = parameters
-    if checkpoint is not None:
-        identity = {"model": digest_of_weights(model.hf_model), "data": digest(by_name)}
-        belongs_to = {**parameters, **identity}
-    one_pass = Pass(model, names, chunks, partial(separate, split=split), measure, rotated=rotated)
-    progress = finish(
-        one_pass.step,
-        n_batches=len(chunks),
-        checkpoint=checkpoint,
-        belongs_to=belongs_to,
-        on_batch=on_batch,
+    passed = one_pass(
+        model,
+        by_name,
+        {_NAME: Importances.of(split, rotated=rotated)},
+        sites=names,
+        about=parameters,
+        run=Run(batch_size=batch_size, folder=checkpoint, kind="progress", on_batch=on_batch),
     )
-    found = one_pass.result(progress, SPLITS[split])
-    left_out = {"left_out": found.left_out, "provenance": provenance(model)}
+    n_samples = {name: passed.n_samples.get(name, 0) for name in by_name}
+    notes = left_out_notes(passed)
+    if nothing := [name for name, n in n_samples.items() if not n]:
+        raise ValueError(f"no sample of data set {nothing[0]!r} counts: {'; '.join(notes)}")
+    states = {name: passed.of(_NAME, name) for name in by_name}
+    n_with = {
+        name: dict(zip(SPLITS[split], next(iter(of.values()))["with"].tolist(), strict=True))
+        for name, of in states.items()
+    }
+    if never := [m for m in SPLITS[split] if not any(counts[m] for counts in n_with.values())]:
+        notes.append(f"never in these data sets, and left out of selections: {', '.join(never)}")
+    if silent := [name for name in names if not any(name in of for of in states.values())]:
+        notes.append(f"never ran, so that nothing in them is important: {', '.join(silent)}")
+    left_out = {name: list(passed.left_out.get(name, {})) for name in by_name}
+    importance = aggregate(_together(states, names), n_samples).float()
     return ModalityScores(
-        importance=aggregate(found.sums, found.n_samples).float(),
-        modalities=SPLITS[split],
-        sites=tuple(names),
-        n_samples=found.n_samples,
-        n_with=found.n_with,
-        parameters={**parameters, **left_out},
-        notes=found.notes,
+        dict(zip(names, importance.unbind(-2), strict=True)),
+        "MINER",
+        axes={"metric": METRICS, "modality": SPLITS[split]},
+        n_samples=n_samples,
+        n_with=n_with,
+        parameters={**parameters, "left_out": left_out, "provenance": provenance(model)},
+        notes=tuple(notes),
     )
+
+
+def _together(
+    states: Mapping[str, Mapping[str, State]], names: list[str]
+) -> dict[str, Float[Tensor, "metric modality layer neuron"]]:
+    """Each data set's sums, all layers side by side; a layer that never ran has 0."""
+    ran = {name: state["sum"] for of in states.values() for name, state in of.items()}
+    sizes = {name: total.shape[-1] for name, total in ran.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"expected sites with the same number of neurons in every layer, got {sizes}: choose "
+            "sites of one kind"
+        )
+    nothing = torch.zeros_like(next(iter(ran.values())))
+    return {
+        dataset: torch.stack([of[n]["sum"] if n in of else nothing for n in names], dim=2)
+        for dataset, of in states.items()
+    }
+
+
+def left_out_notes(passed: Passed) -> list[str]:
+    """How many samples of each data set do not count, and why."""
+    reasons = Counter(
+        f"{dataset!r}: {reason}"
+        for dataset, numbers in passed.left_out.items()
+        for reason in numbers.values()
+    )
+    return [f"{counted(n, 'sample')} left out of {reason}" for reason, n in reasons.items()]

@@ -7,38 +7,31 @@ heads, in the model's own attention) that goes to each modality's tokens, layer 
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.analyses.miner import separate
-from vlm_lens.analyses.miner_inputs import Datasets, chunks_of, named, prepared
-from vlm_lens.analyses.miner_layers import few_logits
+from vlm_lens.analyses.miner import left_out_notes, separate
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import SPLITS, Split
-from vlm_lens.analyses.miner_tasks import CLEAN, Masking, Value, control_of
-from vlm_lens.counted import counted
-from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.inputs import Inputs
+from vlm_lens.analyses.miner_tasks import CLEAN, Masking, Value
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.controls import random_neurons
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.parts import decoder_for
+from vlm_lens.passes import Batch, Passed, Reading, Reducer, Run, State, one_pass
+from vlm_lens.passes.data import Data, named
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-Key = tuple[str, str, str]
-"""Hook point, what is masked, modality."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,14 +74,14 @@ class LastTokenAttention(TableResult):
 @torch.no_grad()
 def last_token_attention(
     model: HookedVLM,
-    datasets: Datasets,
+    datasets: Data,
     *,
     selected: Mapping[str, NeuronSet] | None = None,
     seeds: Sequence[int] = (0,),
     value: Value = "zero",
     split: Split = "special_text_separate",
     batch_size: int = 8,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> LastTokenAttention:
     """Measures where the last token of each prompt attends to, before and after masking.
 
@@ -100,7 +93,7 @@ def last_token_attention(
         value: What masked neurons become; see `miner_tasks.Masking`.
         split: Which modalities are told apart.
         batch_size: How many samples run at once.
-        on_batch: Called after each batch with the number of batches done and of all.
+        on_batch: Called after each batch of each run with the number of batches done and of all.
 
     Raises:
         ValueError: The text model is an encoder with a decoder, or no sample can be read.
@@ -114,90 +107,72 @@ def last_token_attention(
     """
     decoder_for(model, "what its last token attends to")
     by_name = named(datasets)
-    chunks = chunks_of(by_name, batch_size)
     maskings: dict[str, Masking | None] = {CLEAN: None}
     for name, neurons in (selected or {}).items():
         maskings[name] = Masking(neurons, value)
         for seed in seeds:
-            maskings[f"{name}, random {seed}"] = Masking(control_of(neurons, seed=seed), value)
-    refused: Counter[str] = Counter()
-    not_finite: Counter[str] = Counter()
-    masses: dict[Key, list[tuple[float, float]]] = {}
-    for done, (_, inputs) in enumerate(prepared(model, chunks, refused), 1):
-        for name, masking in maskings.items():
-            not_finite[name] += _add(masses, model, inputs, name, masking, split)
-        if on_batch is not None:
-            on_batch(min(done, len(chunks)), len(chunks))
-    notes = [f"{counted(n, 'sample')} left out of {reason}" for reason, n in refused.items()]
-    notes += [
-        f"in {counted(n, 'sample')} attention is infinite or NaN in some layers, where they "
-        f"are left out; masked: {name}"
-        for name, n in not_finite.items()
-        if n
-    ]
-    if not masses:
-        raise ValueError(f"expected samples to look at, but none counts: {'; '.join(notes)}")
-    parameters = {"value": value, "split": split, "seeds": list(seeds)}
-    return LastTokenAttention(
-        _frame(masses, list(maskings), split),
-        {**parameters, "provenance": provenance(model)},
-        tuple(notes),
-    )
-
-
-def _add(
-    masses: dict[Key, list[tuple[float, float]]],
-    model: HookedVLM,
-    inputs: Inputs,
-    masked: str,
-    masking: Masking | None,
-    split: Split,
-) -> int:
-    """Adds each sample's masses, and what they would be if attention were even.
-
-    Returns:
-        In how many samples the attention of some layer is not finite; it is left out there.
-    """
-    broken: set[int] = set()
-    separated = [separate(token_map, split) for token_map in inputs.token_map]
-
-    def read(pattern: Tensor, hook: HookPoint) -> None:
-        for i, (positions, sets) in enumerate(separated):
-            row = pattern[i, :, positions[-1]].double().mean(0).cpu()[positions]
-            if not row.isfinite().all():
-                broken.add(i)
-                continue
-            for modality, chosen in zip(SPLITS[split], sets, strict=True):
-                if chosen.any():
-                    found = float(row[chosen].sum()), float(chosen.double().mean())
-                    masses.setdefault((str(hook.name), masked, modality), []).append(found)
-
+            maskings[f"{name}, random {seed}"] = Masking(random_neurons(neurons, seed=seed), value)
     names = [
         name
         for name in model.hook_dict
         if name.startswith("blocks.") and name.endswith(".attn.hook_pattern")
     ]
-    hooks: list[tuple[Any, Any]] = [] if masking is None else [*masking.hooks(inputs)]
-    with warnings.catch_warnings():
-        # Mllama leaves its cross-attention layers out where there is no image.
-        warnings.simplefilter("ignore", HookNeverFiredWarning)
-        with model.hooks([*hooks, (names, read)]):
-            model(inputs, return_type=None, use_cache=False, **few_logits(model))
-    return len(broken)
-
-
-def _frame(
-    masses: Mapping[Key, list[tuple[float, float]]], masked: Sequence[str], split: Split
-) -> pd.DataFrame:
-    names = list(dict.fromkeys(name for name, _, _ in masses))
-    rows = []
-    for name in names:
-        for modality in SPLITS[split]:
-            for which in masked:
-                found = masses.get((name, which, modality), [])
-                if found:
-                    mass, even = (sum(column) / len(found) for column in zip(*found, strict=True))
-                    layer = split_name(name)[1]
-                    rows.append((layer, name, modality, which, mass, even, len(found)))
+    rows, notes = [], []
+    for name, masking in maskings.items():
+        passed = one_pass(
+            model,
+            by_name,
+            {"mass": LastToken(split)},
+            sites=names,
+            under=None if masking is None else partial(_hooks, masking),
+            run=Run(batch_size=batch_size, on_batch=on_batch),
+        )
+        rows += _rows(passed, names, name, split)
+        notes += left_out_notes(passed)
     columns = ["layer", "name", "modality", "masked", "mass", "uniform", "n_samples"]
-    return pd.DataFrame(rows, columns=columns)
+    orders = names, SPLITS[split], list(maskings)
+    rows.sort(key=lambda row: [some.index(one) for some, one in zip(orders, row[1:4], strict=True)])
+    return LastTokenAttention(
+        pd.DataFrame(rows, columns=columns),
+        {"value": value, "split": split, "seeds": list(seeds), "provenance": provenance(model)},
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _hooks(masking: Masking, batch: Batch) -> list[Any]:
+    return masking.hooks(batch.prompts)
+
+
+@dataclass(frozen=True)
+class LastToken(Reducer):
+    """Adds up over samples the attention of the prompt's last token to each modality.
+
+    Attributes:
+        split: Which modalities are told apart.
+    """
+
+    split: Split
+
+    def __call__(self, reading: Reading) -> State:
+        shape = (len(reading.batch), len(SPLITS[self.split]))
+        mass, even = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+        for i, token_map in enumerate(reading.batch.maps):
+            positions, sets = separate(token_map, self.split)
+            attends = reading.activation[i, :, positions[-1]].double().mean(0).cpu()[positions]
+            mass[i], even[i] = sets.double() @ attends, sets.double().mean(1)
+        return {"mass": mass.sum(0), "even": even.sum(0), "samples": (even > 0).sum(0)}
+
+
+def _rows(passed: Passed, names: Sequence[str], masked: str, split: Split) -> list[tuple]:
+    """A row for each layer and modality that there is, over all data sets."""
+    reducer, rows = LastToken(split), []
+    for name in names:
+        states = [s for (_, _, site), s in passed.states.items() if site == name]
+        if not states:
+            continue
+        whole = reduce(reducer.plus, states)
+        for i, modality in enumerate(SPLITS[split]):
+            if n := int(whole["samples"][i]):
+                about = split_name(name)[1], name, modality, masked
+                rows.append((*about, float(whole["mass"][i]) / n, float(whole["even"][i]) / n, n))
+    return rows

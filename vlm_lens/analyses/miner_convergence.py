@@ -6,7 +6,7 @@ measured quantities in place of a picture; how they are defined is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.analyses.miner_inputs import Datasets
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import Split
 from vlm_lens.analyses.miner_states import pooled_states
 from vlm_lens.counted import counted
 from vlm_lens.model import HookedVLM
+from vlm_lens.passes.data import Data
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
@@ -80,13 +81,13 @@ class Convergence(TableResult):
 
 def convergence(
     model: HookedVLM,
-    datasets: Datasets,
+    datasets: Data,
     *,
     k: int = 10,
     split: Split = "special_text_separate",
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 8,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Convergence:
     """Compares mean hidden states over each modality's tokens, sample by sample.
 

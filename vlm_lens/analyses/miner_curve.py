@@ -23,13 +23,13 @@ from vlm_lens.analyses.miner_tasks import (
     Masking,
     Tasks,
     Value,
-    control_of,
     measure,
     standard_error,
 )
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.controls import random_neurons
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
@@ -170,10 +170,10 @@ def masking_curve(
     maskings: dict[str, Masking] = {}
     for (ratio, name), neurons in selected.items():
         for seed in (NO_SEED, *seeds) if name in wanted else ():
-            chosen = neurons if seed == NO_SEED else control_of(neurons, seed=seed)
+            chosen = neurons if seed == NO_SEED else random_neurons(neurons, seed=seed)
             key = f"{ratio} {name} {seed}"
             rows[key] = (ratio, name, seed != NO_SEED, seed, len(chosen))
-            maskings[key] = Masking(chosen, value, complement, scores.sites)
+            maskings[key] = Masking(chosen, value, complement, tuple(scores))
     grades = measure(model, tasks, maskings, **options)
     parameters = {
         "strategy": strategy,

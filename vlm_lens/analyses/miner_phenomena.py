@@ -16,7 +16,6 @@ tokens anchor themselves to text tokens. The paper gives no numbers; what is mea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
@@ -26,10 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.analyses.miner_inputs import Datasets
 from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_states import PooledStates, States, pooled_states
 from vlm_lens.model import HookedVLM
+from vlm_lens.passes.data import Data
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
 
@@ -104,10 +104,10 @@ class Phenomena(TableResult):
 
 def phenomena(
     model: HookedVLM,
-    datasets: Datasets,
+    datasets: Data,
     *,
     batch_size: int = 8,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Phenomena:
     """Measures where each modality lies and moves with respect to the text, at each depth.
 

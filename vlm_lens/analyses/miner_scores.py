@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.plots.lines import Panel, lines, lines_of
-from vlm_lens.results import Result
+from vlm_lens.results.scores import Scores
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,23 +39,20 @@ Weights = Sequence[int | float] | Mapping[Metric, int | float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ModalityScores(Result):
-    """MINER's importance score matrix, over all samples and data sets.
+class ModalityScores(Scores):
+    """MINER's importance scores, over all samples and data sets: axes "metric" and "modality".
+
+    They are from 0 to 1; 0 where a modality never occurs.
 
     Attributes:
-        importance: From 0 to 1, float32, on the CPU; 0 where a modality never occurs.
-        modalities: Of the second axis: all that the split tells apart.
-        sites: Of the third axis: the hook point of each layer.
         n_samples: How many samples of each data set count.
         n_with: In how many of these each modality has positions, by data set and modality.
-        parameters: Everything that the scores depend on, as JSON can hold it.
-        notes: What a reader must know: modalities that never occur, samples that were left out.
 
     Example:
         >>> scores = ModalityScores(
-        ...     importance=torch.tensor([[[0.2, 1.0]], [[1.0, 0.0]]]).expand(5, 2, 1, 2),
-        ...     modalities=("text", "image"),
-        ...     sites=("blocks.0.mlp.hook_act",),
+        ...     {"blocks.0.mlp.hook_act": torch.tensor([[0.2, 1.0], [1.0, 0.0]]).expand(5, 2, 2)},
+        ...     "MINER",
+        ...     axes={"metric": METRICS, "modality": ("text", "image")},
         ...     n_samples={"demo": 3},
         ...     n_with={"demo": {"text": 3, "image": 2}},
         ... )
@@ -66,14 +63,15 @@ class ModalityScores(Result):
     """
 
     KIND = "modality_scores"
+    DIGITS = ".3f"
 
-    importance: Float[Tensor, "metric modality layer neuron"]
-    modalities: tuple[str, ...]
-    sites: tuple[str, ...]
-    n_samples: dict[str, int]
-    n_with: dict[str, dict[str, int]]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    n_samples: dict[str, int] = field(default_factory=dict)
+    n_with: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All that the split tells apart."""
+        return self.axes["modality"]
 
     @property
     def occurring(self) -> tuple[str, ...]:
@@ -82,22 +80,9 @@ class ModalityScores(Result):
         return tuple(m for m in self.modalities if any(counts[m] for counts in found))
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The number of neurons at each hook point."""
-        return dict.fromkeys(self.sites, self.importance.shape[-1])
-
-    def of(self, metric: Metric, modality: str) -> Float[Tensor, "layer neuron"]:
-        """The importance of every neuron by one metric for one modality.
-
-        Raises:
-            ValueError: There is no such metric or modality.
-        """
-        if metric not in METRICS or modality not in self.modalities:
-            raise ValueError(
-                f"expected a metric of {list(METRICS)} and a modality of {list(self.modalities)}, "
-                f"got {metric!r} and {modality!r}"
-            )
-        return self.importance[METRICS.index(metric), self.modalities.index(modality)]
+    def importance(self) -> Float[Tensor, "metric modality layer neuron"]:
+        """The scores of all layers side by side."""
+        return self.stacked()
 
     def weighted(self, weights: Weights = WEIGHTS) -> Float[Tensor, "modality layer neuron"]:
         """The metrics as one: their weighted sum, for each modality of `occurring`.
@@ -105,9 +90,10 @@ class ModalityScores(Result):
         Raises:
             ValueError: There is not one weight >= 0 for each metric, or all are 0.
         """
-        vector = torch.tensor(checked_weights(weights), dtype=self.importance.dtype)
+        importance = self.importance
+        vector = torch.tensor(checked_weights(weights), dtype=importance.dtype)
         rows = [self.modalities.index(modality) for modality in self.occurring]
-        return torch.einsum("i,imln->mln", vector, self.importance[:, rows])
+        return torch.einsum("i,imln->mln", vector, importance[:, rows])
 
     # Looking at it ----------------------------------------------------------------------------
 
@@ -118,13 +104,14 @@ class ModalityScores(Result):
             Columns ``modality``, ``rank``, ``layer``, ``index``, ``name``, ``score`` (the weighted
             sum) and one for each metric.
         """
-        n = self.importance.shape[-1]
+        importance, sites = self.importance, list(self)
+        n = importance.shape[-1]
         rows = []
         for modality, scores in zip(self.occurring, self.weighted(weights), strict=True):
             best = scores.flatten().argsort(descending=True, stable=True)[:k].tolist()
             place = self.modalities.index(modality)
             for rank, (layer, index) in enumerate(divmod(flat, n) for flat in best):
-                name, each = self.sites[layer], self.importance[:, place, layer, index].tolist()
+                name, each = sites[layer], importance[:, place, layer, index].tolist()
                 found = split_name(name)[1], index, name, float(scores[layer, index])
                 rows.append((modality, rank, *found, *each))
         columns = ["modality", "rank", "layer", "index", "name", "score", *METRICS]
@@ -147,7 +134,7 @@ class ModalityScores(Result):
                 "max": float(values.max()),
             }
             for modality, layers in zip(self.occurring, self.weighted(weights), strict=True)
-            for name, values in zip(self.sites, layers, strict=True)
+            for name, values in zip(self, layers, strict=True)
         ]
         return pd.DataFrame(rows, columns=["modality", "layer", "name", "mean", "p99", "max"])
 
@@ -189,10 +176,10 @@ class ModalityScores(Result):
 
     def summary(self) -> str:
         """Of which modalities, neurons and samples, in a line."""
-        n_neurons, n_sites = self.importance[0, 0].numel(), len(self.sites)
+        n_neurons, plural = sum(self.sizes.values()), "s" * (len(self) != 1)
         return (
-            f"{', '.join(self.occurring)}: {n_neurons:,} neurons at {n_sites} hook "
-            f"point{'s' * (n_sites != 1)}; {sum(self.n_samples.values()):,} samples"
+            f"{', '.join(self.occurring)}: {n_neurons:,} neurons at {len(self)} hook "
+            f"point{plural}; {sum(self.n_samples.values()):,} samples"
         )
 
 

@@ -20,12 +20,12 @@ from vlm_lens.analyses.miner_tasks import (
     Masking,
     Tasks,
     Value,
-    control_of,
     measure,
 )
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.neurons.controls import random_neurons
 from vlm_lens.plots.cells import Cell, cells
 from vlm_lens.plots.layout import shown
 from vlm_lens.results import provenance
@@ -134,7 +134,7 @@ def specificity(
     for name, neurons in selected.items():
         maskings[name] = Masking(neurons, value)
         for seed in seeds:
-            control = control_of(neurons, seed=seed, sizes=sizes)
+            control = random_neurons(neurons, seed=seed, sizes=sizes)
             maskings[_control(name, seed)] = Masking(control, value)
     grades = measure(model, tasks, maskings, **options)
     rows = [

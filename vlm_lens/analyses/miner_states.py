@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.analyses.miner import separate
-from vlm_lens.analyses.miner_inputs import Datasets, chunks_of, named, prepared
-from vlm_lens.analyses.miner_layers import few_logits, reader
+from vlm_lens.analyses.miner import left_out_notes
+from vlm_lens.analyses.miner_layers import reader
 from vlm_lens.analyses.miner_scores import SPLITS, Split
-from vlm_lens.counted import counted
-from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.token_types import MODALITIES
 from vlm_lens.model import HookedVLM
+from vlm_lens.passes import Reading, Rows, Run, State, mean_of, one_pass
+from vlm_lens.passes.data import Data, named
+from vlm_lens.passes.run import OnBatch
+
+_UNIONS = {"prompt": "any", "special_text": "special prompt+text"}
+"""Modalities that are several token types together."""
 
 States = Float[Tensor, "sample depth d"]
 
@@ -51,11 +50,11 @@ class PooledStates:
 @torch.no_grad()
 def pooled_states(
     model: HookedVLM,
-    datasets: Datasets,
+    datasets: Data,
     *,
     split: Split = "special_text_separate",
     batch_size: int = 8,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> PooledStates:
     """Runs the model over prompts, and pools hidden states while it runs.
 
@@ -82,28 +81,48 @@ def pooled_states(
     """
     if split not in SPLITS:
         raise ValueError(f"expected a split of {list(SPLITS)}, got {split!r}")
-    by_name = named(datasets)
-    chunks, names = chunks_of(by_name, batch_size), depth_names(model)
-    refused: Counter[str] = Counter()
-    kept: dict[str, list[Tensor]] = {modality: [] for modality in SPLITS[split]}
-    samples: dict[str, list[int]] = {modality: [] for modality in SPLITS[split]}
-    n_seen = 0
-    for done, (chunk, inputs) in enumerate(prepared(model, chunks, refused), 1):
-        for sample, vectors in enumerate(_pooled(model, inputs, names, split), n_seen):
-            if not all(vector.isfinite().all() for vector in vectors.values()):
-                refused[f"{chunk.dataset!r}: its hidden states are infinite or NaN"] += 1
-                continue
-            for modality, vector in vectors.items():
-                kept[modality].append(vector)
-                samples[modality].append(sample)
-        n_seen += len(chunk)
-        if on_batch is not None:
-            on_batch(min(done, len(chunks)), len(chunks))
-    notes = tuple(f"{counted(n, 'sample')} left out of {reason}" for reason, n in refused.items())
-    found = {modality: torch.stack(some) for modality, some in kept.items() if some}
-    if not found:
-        raise ValueError(f"expected samples to look at, but none counts: {'; '.join(notes)}")
-    return PooledStates(found, {m: samples[m] for m in found}, tuple(names), notes)
+    by_name, names = named(datasets), depth_names(model)
+    types = {name: name for name in MODALITIES} | _UNIONS
+    reducers = {
+        name: Rows(_pooled, over=f"{types[name]} prompt") for name in SPLITS[split] if name in types
+    }
+    passed = one_pass(
+        model, by_name, reducers, sites=names, run=Run(batch_size=batch_size, on_batch=on_batch)
+    )
+    vectors: dict[str, list[Tensor]] = {name: [] for name in reducers}
+    samples: dict[str, list[int]] = {name: [] for name in reducers}
+    before = 0
+    for dataset in by_name:
+        for name in reducers:
+            states = passed.of(name, dataset)
+            if names[0] in states:
+                vectors[name].append(_depths(states, names))
+                samples[name] += (states[names[0]]["numbers"] + before).tolist()
+        before += passed.n_samples.get(dataset, 0) + len(passed.left_out.get(dataset, {}))
+    occurring = {name: torch.cat(some) for name, some in vectors.items() if some}
+    return PooledStates(
+        occurring,
+        {name: samples[name] for name in occurring},
+        tuple(names),
+        tuple(left_out_notes(passed)),
+    )
+
+
+def _pooled(reading: Reading, sample: int, rows: Int[Tensor, " n"]) -> Float[Tensor, " d"]:
+    return mean_of(reading, sample, rows).float()
+
+
+def _depths(states: Mapping[str, State], names: Sequence[str]) -> States:
+    """Each sample's vectors at all depths; a layer that did not run leaves the stream as it is."""
+    numbers = states[names[0]]["numbers"].tolist()
+    depths = [states[names[0]]["rows"]]
+    for name in names[1:]:
+        vectors = depths[-1].clone()
+        if name in states:
+            places = [numbers.index(number) for number in states[name]["numbers"].tolist()]
+            vectors[places] = states[name]["rows"]
+        depths.append(vectors)
+    return torch.stack(depths, dim=1)
 
 
 def depth_names(model: HookedVLM) -> list[str]:
@@ -115,42 +134,3 @@ def depth_names(model: HookedVLM) -> list[str]:
     )
     after = [f"{prefix}blocks.{layer}.hook_resid_post" for layer in range(n_layers)]
     return [f"{prefix}blocks.0.hook_resid_pre", *after]
-
-
-def _pooled(
-    model: HookedVLM, inputs: Inputs, names: Sequence[str], split: Split
-) -> list[dict[str, Float[Tensor, "depth d"]]]:
-    """The vectors of each sample of a batch, by modality."""
-    separated = [separate(token_map, split) for token_map in inputs.token_map]
-    found: list[dict[str, Tensor]] = [{} for _ in separated]
-    means: dict[str, list[dict[str, Tensor]]] = {}
-
-    def pool(tensor: Tensor, hook: HookPoint) -> None:
-        wide = torch.promote_types(tensor.dtype, torch.float32)
-        means[str(hook.name)] = [
-            {
-                modality: tensor[i, positions[chosen].to(tensor.device)]
-                .to(wide)
-                .mean(0)
-                .float()
-                .cpu()
-                for modality, chosen in zip(SPLITS[split], sets, strict=True)
-                if chosen.any()
-            }
-            for i, (positions, sets) in enumerate(separated)
-        ]
-
-    with warnings.catch_warnings():
-        # Mllama leaves its cross-attention layers out where there is no image.
-        warnings.simplefilter("ignore", HookNeverFiredWarning)
-        with model.hooks([(list(names), pool)]):
-            arguments: dict[str, Any] = few_logits(model)
-            model(inputs, return_type=None, use_cache=False, **arguments)
-    for i, vectors in enumerate(found):
-        for modality in means[names[0]][i]:
-            # A layer that did not run leaves the stream as it is.
-            depths: list[Tensor] = []
-            for name in names:
-                depths.append(means[name][i][modality] if name in means else depths[-1])
-            vectors[modality] = torch.stack(depths)
-    return found

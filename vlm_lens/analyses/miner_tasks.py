@@ -11,19 +11,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vlm_lens.analyses.miner_inputs import REFUSED, Chunk, chunks_of
 from vlm_lens.counted import counted
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.owners import NO_SAMPLE, PositionOwners, part_of
-from vlm_lens.masking.examples import greedy_tokens
 from vlm_lens.masking.replay import replay_below
 from vlm_lens.model import HookedVLM
-from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.parts import text_for
+from vlm_lens.passes import Answers, make_batch
+from vlm_lens.passes.answers import greedy_tokens
+from vlm_lens.passes.data import Chunk, chunks_of
+from vlm_lens.passes.one_pass import REFUSED
+from vlm_lens.passes.run import OnBatch
 
 Value = Literal["zero", "min"] | int | float
 """What masked neurons become: 0, the smallest activation of their layer, or a number."""
@@ -152,36 +155,6 @@ class _MaskHook:
         return self._owners.of(name, n_rows, n_positions) != NO_SAMPLE
 
 
-def control_of(
-    neurons: NeuronSet, *, seed: int, sizes: Mapping[str, int] | None = None
-) -> NeuronSet:
-    """As many random neurons in each layer, none of which is in the set where there are enough.
-
-    Args:
-        neurons: What the control is for.
-        seed: The same seed gives the same control.
-        sizes: The number of neurons at each hook point; by default what the set knows.
-
-    Example:
-        >>> neurons = NeuronSet.from_indices({"blocks.0.mlp.hook_act": [0, 1]},
-        ...                                  sizes={"blocks.0.mlp.hook_act": 4})
-        >>> sorted(neuron.index for neuron in control_of(neurons, seed=0))
-        [2, 3]
-    """
-    sizes = neurons.sizes if sizes is None else sizes
-    neurons.check(sizes)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for name, chosen in neurons.indices.items():
-        others = torch.ones(sizes[name], dtype=torch.bool)
-        if 2 * len(chosen) <= sizes[name]:
-            others[chosen] = False
-        pool = others.nonzero()[:, 0]
-        order = torch.randperm(len(pool), generator=generator)[: len(chosen)]
-        drawn += [Neuron(name, index) for index in pool[order].tolist()]
-    return NeuronSet(drawn, sizes=dict(sizes))
-
-
 # Measuring ----------------------------------------------------------------------------------------
 
 
@@ -217,7 +190,7 @@ def measure(
     grade: Grade = exact_match,
     batch_size: int = 16,
     max_new_tokens: int = 20,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Grades:
     """Grades greedy answers, with nothing masked and with each masking.
 
@@ -255,9 +228,9 @@ def measure(
     if max_new_tokens < 1:
         raise ValueError(f"expected max_new_tokens of at least 1, got {max_new_tokens}")
     counted, notes = _counted(tasks)
-    chunks = chunks_of(
-        {name: [_item(one) for one in items] for name, items in counted.items()}, batch_size
-    )
+    chunks = [
+        *chunks_of({task: [*map(_item, items)] for task, items in counted.items()}, batch_size)
+    ]
     expected = {
         name: [s for one in items for s in _samples(one)] for name, items in counted.items()
     }
@@ -265,7 +238,7 @@ def measure(
         name: {task: [] for task in counted} for name in (CLEAN, *maskings)
     }
     for done, chunk in enumerate(chunks, 1):
-        samples = expected[chunk.dataset][chunk.first : chunk.first + len(chunk)]
+        samples = [expected[chunk.dataset][number] for number in chunk.numbers]
         for name, answers in _answers(model, chunk, maskings, max_new_tokens).items():
             pairs = zip(answers, samples, strict=True)
             found[name][chunk.dataset] += [float(grade(*pair)) for pair in pairs]
@@ -315,10 +288,10 @@ def _answers(
 ) -> dict[str, list[str]]:
     """The greedy answers to a batch, with each masking."""
     try:
-        inputs = chunk.prepare(model)
+        inputs = make_batch(model, chunk.content, Answers()).prompts
     except REFUSED as error:
-        last = chunk.first + len(chunk) - 1
-        error.add_note(f"In task {chunk.dataset!r}, samples {chunk.first} to {last}.")
+        first, last = chunk.numbers[0], chunk.numbers[-1]
+        error.add_note(f"In task {chunk.dataset!r}, samples {first} to {last}.")
         raise
     names = sorted({name for masking in maskings.values() for name in masking.names})
     replay = replay_below(model, names, generating=True)

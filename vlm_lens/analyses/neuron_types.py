@@ -20,7 +20,7 @@ under the null hypothesis that the kind of token does not matter (`neuron_types_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm_lens.analyses.neuron_types_counts import Comparison, Thresholds
@@ -31,7 +31,8 @@ from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.sites import Which
-from vlm_lens.statistics.prepared import Answers, AnswerSource
+from vlm_lens.passes.answers import Answers, AnswerSource
+from vlm_lens.passes.run import OnBatch
 
 GRID: Mapping[str, Sequence[int | float]] = {
     "T_v": (1.0, 2.0, 3.0),
@@ -65,7 +66,7 @@ def classify(
     batch_size: int = 16,
     checkpoint: Path | None = None,
     checkpoint_every: int = 32,
-    on_batch: Callable[[int, int | None], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> NeuronTypes:
     """Types all neurons of all layers, in two passes over the samples.
 
@@ -145,9 +146,9 @@ def classify(
         checkpoint_every=checkpoint_every,
     )
     statistics = passes.first(
-        sites=sites, component=component, on_batch=_from(0, 2 * n_batches, on_batch)
+        sites=sites, component=component, on_batch=_from(0, n_batches, on_batch)
     )
-    counts = passes.second(statistics, on_batch=_from(n_batches, 2 * n_batches, on_batch))
+    counts = passes.second(statistics, on_batch=_from(n_batches, 0, on_batch))
     return NeuronTypes(
         sites={name: of_site(site, statistics.top[name]) for name, site in counts.items()},
         tried=sensitivity(counts, setting.all_thresholds),
@@ -162,8 +163,8 @@ def classify(
     )
 
 
-def _from(
-    done: int, total: int, on_batch: Callable[[int, int | None], None] | None
-) -> Callable[[int, int | None], None] | None:
-    """A callback for one of two passes, behind so many batches."""
-    return None if on_batch is None else lambda n, _: on_batch(done + n, total)
+def _from(before: int, after: int, on_batch: OnBatch | None) -> OnBatch | None:
+    """A callback for one of two passes, with so many batches before and after it."""
+    if on_batch is None:
+        return None
+    return lambda n, total: on_batch(before + n, None if total is None else before + total + after)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.analyses.neuron_types_null import one_more, sample_chances
-from vlm_lens.data import Sample
-from vlm_lens.model import HookedVLM
-from vlm_lens.statistics.parts import Part, Parts
-from vlm_lens.statistics.plan import forward, hooked
-from vlm_lens.statistics.prepared import Answers, prepare
-from vlm_lens.statistics.token_types import TokenType
+from vlm_lens.analyses.neuron_types_null import convolved, one_more, sample_chances
+from vlm_lens.inputs.token_types import TokenType
+from vlm_lens.passes.positions import Part
+from vlm_lens.passes.reducers import Reading, Reducer, State
 
 Comparison = Literal[">=", ">"]
 SCALE = 10.0
@@ -99,102 +95,47 @@ class SiteCounts:
     both: Int[Tensor, "v t d"]
     chances: Float[Tensor, "4 counts d"]
 
-    @classmethod
-    def none(cls, grid: Grid, n_top: int, like: Tensor) -> SiteCounts:
-        """No samples yet; `like` has one number for each neuron."""
-        v, t, d = len(grid.visual), len(grid.text), len(like)
-        shapes = {"visual": (v, d), "text": (t, d), "both": (v, t, d)}
-        zeros = {
-            name: torch.zeros(shape, dtype=torch.int32, device=like.device)
-            for name, shape in shapes.items()
-        }
-        chances = torch.zeros(4, n_top + 1, d, dtype=torch.float64, device=like.device)
-        chances[:, 0] = 1
-        return cls(**zeros, chances=chances)
 
-    def to(self, device: torch.device | str) -> SiteCounts:
-        """The same on a device."""
-        names = [field.name for field in fields(self)]
-        return SiteCounts(**{name: getattr(self, name).to(device) for name in names})
-
-
-State = dict[str, SiteCounts]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Counter:
-    """Takes samples into counts.
+@dataclass(frozen=True, kw_only=True)
+class Counter(Reducer):
+    """Counts the top samples of each type; its states are `SiteCounts`.
 
     Attributes:
-        model: What runs.
         types: Of visual and of text tokens.
         grid: When samples are activated.
         maxima: By hook name, each neuron's largest activation.
         top: By hook name, the numbers of each neuron's top samples.
-        answers: What is behind the prompts.
     """
 
-    model: HookedVLM
     types: tuple[TokenType, TokenType]
     grid: Grid
     maxima: Mapping[str, Float[Tensor, " d"]]
     top: Mapping[str, Int[Tensor, "rank d"]]
-    answers: Answers
 
-    def start(self) -> State:
-        """No samples yet."""
-        return {
-            name: SiteCounts.none(self.grid, len(self.top[name]), self.maxima[name])
-            for name in self.maxima
-        }
-
-    def __call__(self, state: State, numbers: list[int], samples: list[Sample]) -> State:
-        """The counts with some more samples."""
-        wanted = {number for top in self.top.values() for number in _of(numbers, top)}
-        pairs = [pair for pair in zip(numbers, samples, strict=True) if pair[0] in wanted]
-        if not pairs:  # of no neuron's top samples, or left out in the first pass
-            return state
-        numbers = [number for number, _ in pairs]
-        prepared = prepare(self.model, [sample for _, sample in pairs], numbers, self.answers)
-        parts, found = Parts(prepared), dict(state)
-
-        def count(tensor: Tensor, hook: HookPoint) -> None:
-            name = str(hook.name)
-            its_parts = parts.of(self.types, name, tensor.shape, tensor.device)
-            found[name] = self._with(found[name], name, tensor.flatten(0, 1), its_parts, numbers)
-
-        with hooked(self.model, [(list(self.maxima), count)]):
-            forward(self.model, prepared)
-        return found
-
-    def _with(
-        self,
-        site: SiteCounts,
-        name: str,
-        activations: Float[Tensor, "position d"],
-        parts: Sequence[Part],
-        numbers: Sequence[int],
-    ) -> SiteCounts:
-        """A hook point's counts with a batch of samples."""
-        device, grid = activations.device, self.grid
-        site, maxima = site.to(device), self.maxima[name].to(device)
+    def __call__(self, reading: Reading) -> State:
+        name, numbers = reading.site, reading.batch.numbers
+        activations, device = reading.activation.flatten(0, 1), reading.activation.device
+        maxima, grid = self.maxima[name].to(device), self.grid
         n_tokens = torch.zeros(2, len(numbers), dtype=torch.int64, device=device)
         above = torch.zeros(2, len(grid.levels), len(numbers), len(maxima), device=device)
-        for part in parts:
+        for part in reading.parts(self.types):
             [kind] = part.types
-            lengths = torch.tensor(part.lengths, device=device)
-            n_tokens[kind, part.samples] = lengths
+            n_tokens[kind, part.samples] = torch.tensor(part.lengths, device=device)
             above[kind] += _above(activations, part, len(numbers), maxima, grid.levels)
         top = self.top[name].to(device)
         is_top = torch.stack([(top == number).any(0) for number in numbers])
         visual = self._activated(grid.visual, above[0]) & is_top
         text = self._activated(grid.text, above[1]) & is_top
-        return SiteCounts(
-            visual=site.visual + visual.sum(1).int(),
-            text=site.text + text.sum(1).int(),
-            both=site.both + torch.einsum("vsd,tsd->vtd", visual.float(), text.float()).int(),
-            chances=self._chances(site.chances, above.sum(0), n_tokens, is_top),
-        )
+        return {
+            "visual": visual.sum(1).int(),
+            "text": text.sum(1).int(),
+            "both": torch.einsum("vsd,tsd->vtd", visual.float(), text.float()).int(),
+            "chances": self._chances(len(top), above.sum(0), n_tokens, is_top),
+        }
+
+    def plus(self, one: State, other: State) -> State:
+        chances = convolved(one["chances"], other["chances"])
+        return {**super().plus(one, other), "chances": chances}
 
     def _activated(
         self, pairs: Sequence[tuple[float, int]], above: Float[Tensor, "level sample d"]
@@ -204,7 +145,7 @@ class Counter:
 
     def _chances(
         self,
-        chances: Float[Tensor, "4 counts d"],
+        n_top: int,
         above: Float[Tensor, "level sample d"],
         n_tokens: Int[Tensor, "2 sample"],
         is_top: Bool[Tensor, "sample d"],
@@ -221,17 +162,13 @@ class Counter:
             need_visual=self.grid.need(n_v),
             need_text=self.grid.need(n_t),
         )
-        chances = chances.clone()
+        shape = (4, n_top + 1, is_top.shape[1])
+        chances = torch.zeros(shape, dtype=torch.float64, device=above.device)
+        chances[:, 0] = 1
         for i in range(len(is_top)):
-            its = sample == i
-            chances[..., neuron[its]] = one_more(chances[..., neuron[its]], of_each[:, its])
+            here = sample == i
+            chances[..., neuron[here]] = one_more(chances[..., neuron[here]], of_each[:, here])
         return chances
-
-
-def _of(numbers: Sequence[int], top: Int[Tensor, "rank d"]) -> list[int]:
-    """Those of some samples that are any neuron's top samples."""
-    asked = torch.tensor(numbers)
-    return asked[torch.isin(asked, top)].tolist()
 
 
 def _above(

@@ -111,6 +111,23 @@ def one_more(
     return after
 
 
+def convolved(
+    one: Float[Tensor, "types counts n"], other: Float[Tensor, "types counts n"]
+) -> Float[Tensor, "types counts n"]:
+    """How likely each number of samples of a type is, of the samples of both.
+
+    Example:
+        >>> half = torch.tensor([[[0.5], [0.5], [0.0]]])
+        >>> convolved(half, half)[0, :, 0].tolist()
+        [0.25, 0.5, 0.25]
+    """
+    n_counts, both = one.shape[1], torch.zeros_like(one)
+    most = int(other.amax((0, 2)).nonzero().max())
+    for more in range(most + 1):
+        both[:, more:] += one[:, : n_counts - more] * other[:, more, None]
+    return both
+
+
 def tails(
     counts: Float[Tensor, "types counts n"], found: Int[Tensor, "types n"]
 ) -> Float[Tensor, "types n"]:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
 
 from vlm_lens.analyses.neuron_types_counts import (
     SCALE,
     Comparison,
     Counter,
     Grid,
-    State,
+    SiteCounts,
     Thresholds,
 )
 from vlm_lens.data import Sample
 from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.inputs.token_types import TokenType
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.sites import Which
-from vlm_lens.results.packing import packed_whole, unpacked
-from vlm_lens.results.provenance import digest_of_weights
-from vlm_lens.statistics import NeuronStatistics, TokenType, collect
-from vlm_lens.statistics.prepared import Answers
-from vlm_lens.statistics.streaming import Checkpoint, OnBatch, stream
+from vlm_lens.passes import Run, one_pass
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.data import ONE
+from vlm_lens.passes.run import OnBatch
+from vlm_lens.statistics import NeuronStatistics, collect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,36 +158,35 @@ class Passes:
                 )
         return found
 
-    def second(self, statistics: NeuronStatistics, *, on_batch: OnBatch | None) -> State:
+    def second(
+        self, statistics: NeuronStatistics, *, on_batch: OnBatch | None
+    ) -> dict[str, SiteCounts]:
         """How many of the top samples are of each type, on the CPU."""
+        top = {name: found.samples for name, found in statistics.top.items()}
         counter = Counter(
-            model=self.model,
             types=self.setting.types,
             grid=self.setting.all_thresholds,
-            maxima={name: top.values[0] for name, top in statistics.top.items()},
-            top={name: top.samples for name, top in statistics.top.items()},
-            answers=self.answers,
+            maxima={name: found.values[0] for name, found in statistics.top.items()},
+            top=top,
         )
-        state = stream(
+        passed = one_pass(
+            self.model,
             self.samples,
-            counter,
-            counter.start(),
-            batch_size=self.batch_size,
-            checkpoint=self._kept(statistics),
-            on_batch=on_batch,
+            {"types": counter},
+            sites=list(top),
+            answers=self.answers,
+            about={**_known(statistics), **self.setting.fields()},
+            only=set(torch.cat([numbers.flatten() for numbers in top.values()]).tolist()),
+            run=Run(
+                batch_size=self.batch_size,
+                folder=self.checkpoint,
+                every=self.checkpoint_every,
+                kind="types-progress",
+                on_batch=on_batch,
+            ),
         )
-        return {name: site.to("cpu") for name, site in state.items()}
+        return {name: SiteCounts(**state) for name, state in passed.of("types", ONE).items()}
 
-    def _kept(self, statistics: NeuronStatistics) -> Checkpoint[State] | None:
-        if self.checkpoint is None:
-            return None
-        about = {name: v for name, v in statistics.parameters.items() if name != "provenance"}
-        about |= {"model": digest_of_weights(self.model.hf_model), **self.setting.fields()}
-        return Checkpoint(
-            folder=self.checkpoint,
-            kind="types-progress",
-            belongs_to=about,
-            every=self.checkpoint_every,
-            pack=packed_whole,
-            unpack=partial(unpacked, State),
-        )
+
+def _known(statistics: NeuronStatistics) -> dict[str, Any]:
+    return {name: v for name, v in statistics.parameters.items() if name != "provenance"}

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts, State
+from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts
 from vlm_lens.analyses.neuron_types_null import false_discovery_rates, tails
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
@@ -77,7 +77,7 @@ def _most(counts: Int[Tensor, "4 d"]) -> Int[Tensor, " d"]:
     return (counts * n - torch.arange(n)[:, None]).argmax(0)
 
 
-def sensitivity(state: State, grid: Grid) -> list[dict[str, int | float]]:
+def sensitivity(state: Mapping[str, SiteCounts], grid: Grid) -> list[dict[str, int | float]]:
     """How many neurons have each label at each combination of thresholds, and how many others."""
     n_top = {name: site.chances.shape[1] - 1 for name, site in state.items()}
     first = {name: _most(_by_type(site, 0, 0, n_top=n_top[name])) for name, site in state.items()}

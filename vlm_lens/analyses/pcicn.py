@@ -40,11 +40,12 @@ from vlm_lens.hooks import resolve_names
 from vlm_lens.hooks.heads import PATTERN_SITES
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import Inputs
-from vlm_lens.masking import PERPLEXITY_RATIO, Criterion, Target
+from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.checks import finite_number
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.parts import decoder_for
+from vlm_lens.passes.batch import Target
 from vlm_lens.results import provenance
 
 DEGRADED_RATIO = 2.0

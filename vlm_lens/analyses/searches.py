@@ -12,12 +12,12 @@ from vlm_lens.analyses import can
 from vlm_lens.analyses.collapse import best, check_options
 from vlm_lens.analyses.comparison import compared_at
 from vlm_lens.analyses.critical import CriticalNeurons
-from vlm_lens.analyses.scores import NeuronScores
 from vlm_lens.data import Sample
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.results.scores import Scores
 
-Ranking = NeuronScores | NeuronSet
+Ranking = Scores | NeuronSet
 """Scores, or neurons best first with known sizes."""
 
 
@@ -81,7 +81,7 @@ class Searches:
             ranking = NeuronSet((n for n in ranking if n.name in names), sizes=ranking.sizes)
         else:
             chosen = {name: values for name, values in ranking.items() if name in names}
-            ranking = NeuronScores(chosen, ranking.method, ranking.parameters)
+            ranking = Scores(chosen, ranking.method, ranking.parameters)
         options = {**self._options, **changes}
         if not best(ranking, max_k=options.get("max_k")):
             if not self.results:

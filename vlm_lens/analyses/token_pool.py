@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_lens.masking.examples import Batch
-from vlm_lens.masking.ownership import NO_SAMPLE, Owners, Ownership
+from vlm_lens.inputs.owners import NO_SAMPLE, Owners
 from vlm_lens.neurons.neuron import split_name
+from vlm_lens.passes.batch import Batch
 
 Tokens = Literal["mean", "max", "sum", "last"]
 """How a sample's positions become one number."""
@@ -41,7 +41,7 @@ class TokenPool:
 
     def __init__(self, batch: Batch, tokens: Tokens, *, first_token: bool = True) -> None:
         self._batch, self._tokens = batch, tokens
-        self._ownership = Ownership(batch, first_token=first_token)
+        self._owners = batch.owners(first_token=first_token)
         self._plans: dict[tuple[int, torch.device, torch.dtype], _Sum | _Largest] = {}
         self._scratch = _Scratch()
 
@@ -56,9 +56,9 @@ class TokenPool:
             *tensors: Activations there, their gradients, or both.
         """
         n_rows, n_positions = tensors[0].shape[:2]
-        owners = self._ownership.of(name, n_rows, n_positions)
+        owners = self._owners.of(name, n_rows, n_positions)
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
-        key = (id(owners), tensors[0].device, wide)  # the ownership keeps its owners alive
+        key = (id(owners), tensors[0].device, wide)  # which are kept, and so stay alive
         if key not in self._plans:
             self._plans[key] = self._plan(name, owners, *key[1:])
         return self._plans[key](partial(self._into_scratch, per_position, wide), *tensors)

@@ -36,9 +36,9 @@ from vlm_lens.cli.search import (
 from vlm_lens.cli.values import finite
 
 if TYPE_CHECKING:
-    from vlm_lens.analyses.scores import NeuronScores
     from vlm_lens.data import Sample
     from vlm_lens.model import HookedVLM
+    from vlm_lens.results.scores import Scores
 
 _MOST = 5000
 _TEXT = ("language_model", "encoder", "decoder")
@@ -153,14 +153,14 @@ def _scoring(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def _scores(
     folder: RunFolder, model: HookedVLM, samples: Sequence[Sample], scoring: dict[str, Any]
-) -> NeuronScores:
+) -> Scores:
     from vlm_lens.analyses import can
-    from vlm_lens.analyses.scores import NeuronScores
+    from vlm_lens.results.scores import Scores
 
     with bar("scoring", "batches") as shown:
         score = partial(can.score, model, samples, **scoring)
         make = partial(score, checkpoint=folder.checkpoint, on_batch=shown.scored)
-        scores = folder.kept("", kind=NeuronScores.KIND, load=NeuronScores.load, make=make)
+        scores = folder.kept("", kind=Scores.KIND, load=Scores.load, make=make)
     if not scores.ranking(1):
         raise InputError("no neuron has a score above 0, so that there is none to mask")
     return scores
@@ -169,7 +169,7 @@ def _scores(
 def _tables(
     model: HookedVLM,
     samples: Sequence[Sample],
-    scores: NeuronScores,
+    scores: Scores,
     scoring: dict[str, Any],
     options: dict[str, Any],
     seeds: Sequence[int],

@@ -28,9 +28,9 @@ from vlm_lens.cli.values import finite
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_scores import ModalityScores
     from vlm_lens.data import Sample
-    from vlm_lens.inputs import Inputs
     from vlm_lens.model import HookedVLM
     from vlm_lens.neurons import NeuronSet
+    from vlm_lens.passes import Batch
     from vlm_lens.report.mined import Mined
 
 _SPLITS = ("special_text_separate", "special_text_as_one", "prompt")
@@ -129,38 +129,37 @@ def _check_prompts(model: HookedVLM, datasets: Mapping[str, Sequence[Sample]]) -
         taken = []
         for has_images in (True, False):  # some models take no prompt without an image
             kind = [sample for sample in samples if bool(sample.images) == has_images]
-            taken += [_first_taken(model, name, kind)] if kind else []
-        if not any(inputs is not None for inputs, _ in taken):
+            taken += [_first_taken(model, kind)] if kind else []
+        if not any(batch is not None for batch, _ in taken):
             reason = next(reason for _, reason in taken)
             raise InputError(
                 f"the model can take none of the {len(samples)} samples of {name!r}: {reason}"
             )
-        for inputs, _ in taken:
-            if inputs is not None:
-                _check_forward(model, name, inputs)
+        for batch, _ in taken:
+            if batch is not None:
+                _check_forward(model, name, batch)
 
 
-def _first_taken(
-    model: HookedVLM, name: str, samples: Sequence[Sample]
-) -> tuple[Inputs | None, str]:
-    """The first sample that can be prepared, as inputs; or why the first of all cannot."""
-    from vlm_lens.analyses.miner_inputs import REFUSED, Chunk
+def _first_taken(model: HookedVLM, samples: Sequence[Sample]) -> tuple[Batch | None, str]:
+    """The first sample that can be prepared, ready; or why the first of all cannot."""
+    from vlm_lens.passes import Answers, make_batch
+    from vlm_lens.passes.one_pass import REFUSED
 
     reason = ""
-    for number, sample in enumerate(samples):
+    for sample in samples:
         try:
-            return Chunk(name, number, [sample]).prepare(model), ""
+            return make_batch(model, [sample], Answers()), ""
         except REFUSED as error:
             reason = reason or " ".join(str(error).split())
     return None, reason
 
 
-def _check_forward(model: HookedVLM, name: str, inputs: Inputs) -> None:
+def _check_forward(model: HookedVLM, name: str, batch: Batch) -> None:
     """Refuses prompts that can be prepared, but that the model does not run on."""
-    from vlm_lens.analyses.miner_layers import run_layers
+    from vlm_lens.passes.forwards import forward
 
     try:
-        run_layers(model, inputs, [], lambda *_: None, rotated=True)
+        forward(model, batch)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
@@ -177,12 +176,12 @@ def _scores(
     arguments: argparse.Namespace,
 ) -> ModalityScores:
     from vlm_lens.analyses import miner
-    from vlm_lens.analyses.miner_pass import LeftOutWarning
     from vlm_lens.analyses.miner_scores import ModalityScores
+    from vlm_lens.passes import SamplesLeftOutWarning
 
     options = {"split": arguments.separate, "batch_size": arguments.batch_size, "sites": names}
     with bar("scoring", "batches") as shown, warnings.catch_warnings():
-        warnings.simplefilter("ignore", LeftOutWarning)  # the notes say so too
+        warnings.simplefilter("ignore", SamplesLeftOutWarning)  # the notes say so too
         score = partial(miner.score, model, datasets, **options)
         make = partial(score, checkpoint=folder.checkpoint, on_batch=shown.scored)
         return folder.kept("", kind=ModalityScores.KIND, load=ModalityScores.load, make=make)

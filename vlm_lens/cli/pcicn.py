@@ -223,12 +223,12 @@ def _against_random(
 ) -> Comparison:
     """Against random neurons of the same hook points; `can.score` knows no heads to compare by."""
     from vlm_lens.analyses.comparison import Comparison
-    from vlm_lens.analyses.matched_rankings import random_ranking
     from vlm_lens.analyses.searches import Searches
+    from vlm_lens.neurons.controls import random_neurons
 
     searches = Searches(model, samples, options)
     searches.add(options["method"], ranking)
     for seed in seeds:
-        drawn = random_ranking(searches.first.ranking, seed=seed)
+        drawn = random_neurons(searches.first.ranking, seed=seed, avoid="never")
         searches.add(f"random, seed {seed}", drawn, noted={"seed": seed})
     return Comparison("Against random neurons", searches.results)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from vlm_lens.analyses.comparison import Comparison
     from vlm_lens.analyses.critical import CriticalNeurons
     from vlm_lens.data import Sample
-    from vlm_lens.masking import Metric, Target
+    from vlm_lens.masking import Metric
     from vlm_lens.model import HookedVLM
+    from vlm_lens.passes.batch import Target
 
 BEST_SHOWN = 30
 """So many of the best-ranked neurons are on the page."""
@@ -57,7 +58,7 @@ def check_search(arguments: argparse.Namespace, samples: Sequence[Sample]) -> No
     Raises:
         InputError: A number is out of range, or an answer is missing.
     """
-    from vlm_lens.masking.examples import check_samples
+    from vlm_lens.passes.batch import check_samples
 
     check_least(arguments, max_k=1, batch_size=1, max_new_tokens=1)
     if "accuracy" in arguments.metrics and not any(sample.answer for sample in samples):
@@ -101,7 +102,7 @@ def check_prompt(model: HookedVLM, sample: Sample, *, target: Target) -> None:
     Raises:
         InputError: It cannot, such as one without an image where every prompt has to have one.
     """
-    from vlm_lens.masking.examples import make_batches
+    from vlm_lens.passes.batch import make_batches
 
     try:
         make_batches(model, [sample], target=target, max_new_tokens=1)

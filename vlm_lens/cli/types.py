@@ -147,7 +147,7 @@ def _check_tokens(classify: Callable[..., NeuronTypes], samples: Sequence[Sample
 
 def _types(folder: RunFolder, classify: Callable[..., NeuronTypes]) -> NeuronTypes:
     from vlm_lens.analyses.neuron_types_result import NeuronTypes
-    from vlm_lens.statistics.collect import SamplesLeftOutWarning
+    from vlm_lens.passes import SamplesLeftOutWarning
 
     with bar("typing", "batches") as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplesLeftOutWarning)  # the page says so too

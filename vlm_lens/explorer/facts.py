@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.results.scores import Scores
 from vlm_lens.statistics import NeuronStatistics
 from vlm_lens.statistics.moments import Moments
 
@@ -88,12 +89,12 @@ class Results:
         found, label = self.modalities, "modality (MINER)"
         if found is None:
             return []
-        if isinstance(found, Mapping):
+        if not isinstance(found, Scores):
             names = [name for name, neurons in found.items() if neuron in neurons]
             return [Fact(label, ", ".join(names))] if names else []
-        if neuron.name not in found.sites:
+        if neuron.name not in found:
             return []
-        layer = found.sites.index(neuron.name)
+        layer = list(found).index(neuron.name)
         scores = found.weighted()[:, layer, neuron.index].tolist()
         pairs = sorted(zip(scores, found.occurring, strict=True), reverse=True)
         each = ", ".join(f"{name} {score:.2f}" for score, name in pairs)

@@ -22,7 +22,7 @@ from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.sites import sites
-from vlm_lens.statistics.plan import hooked
+from vlm_lens.passes.forwards import hooked
 
 KEPT = 6
 """So many hook points' activations stay in memory: in a 7B model some 30 MB each."""

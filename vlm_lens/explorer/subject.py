@@ -14,9 +14,9 @@ from vlm_lens.inputs import Inputs
 from vlm_lens.inputs.batch import token_strings
 from vlm_lens.inputs.decoder_map import decoder_map
 from vlm_lens.inputs.token_map import TokenMap
-from vlm_lens.masking.examples import greedy_tokens, media_tokens, with_answers
 from vlm_lens.model import HookedVLM
 from vlm_lens.parts import Text, text_for
+from vlm_lens.passes.answers import greedy_tokens, media_tokens, with_answers
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """How a model does without some of its neurons: measured fast, for many nested sets at once."""
 
-from vlm_lens.masking.examples import Batch, Target, make_batches
 from vlm_lens.masking.means import mean_activations
 from vlm_lens.masking.metrics import (
     ACCURACY,
@@ -18,6 +17,7 @@ from vlm_lens.masking.metrics import (
     word_overlap,
 )
 from vlm_lens.masking.runs import MaskedRun, MaskedRuns
+from vlm_lens.passes.batch import Batch, Target, make_batches
 
 __all__ = [
     "ACCURACY",

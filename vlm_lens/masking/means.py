@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.heads import PATTERN_SITES
-from vlm_lens.masking.examples import Batch
-from vlm_lens.masking.ownership import NO_SAMPLE, Ownership
 from vlm_lens.model import HookedVLM
+from vlm_lens.passes import Batch, Total, sum_of
+from vlm_lens.passes.watch import reduced
 
 
 @torch.no_grad()
@@ -41,7 +38,7 @@ def mean_activations(
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
-        >>> from vlm_lens.masking import make_batches
+        >>> from vlm_lens.passes.batch import make_batches
         >>> model = HookedVLM.from_pretrained("shapes-llava")
         >>> batches = make_batches(model, load_samples("shapes-llava", n=2))
         >>> mean_activations(model, batches, ["projector.hook_out"])["projector.hook_out"].shape
@@ -52,19 +49,16 @@ def mean_activations(
         raise ValueError(f"expected hook points with neurons, got {weights[0]!r}")
     if not names:
         return {}
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    total, sums = Total(sum_of), {}
     for batch in batches:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", HookNeverFiredWarning)  # of samples without an image
-            with model.hooks([(names, _adding(batch, sums, counts))]):
-                model(batch.arguments, return_type=None, use_cache=False)
-    if missing := [name for name in names if not counts.get(name)]:
+        for (_, name), state in reduced(model, batch, {"sum": total}, names).items():
+            sums[name] = total.plus(sums[name], state) if name in sums else state
+    if missing := [name for name in names if name not in sums]:
         raise ValueError(
             f"no sample reaches {missing[0]!r} (in all, {len(missing)} hook points), so its "
             "neurons have no mean: add samples with images, or leave these neurons out"
         )
-    means = {name: (sums[name] / counts[name]).float() for name in names}
+    means = {name: (sums[name]["sum"].cpu() / sums[name]["positions"]).float() for name in names}
     if broken := [name for name, mean in means.items() if not mean.isfinite().all()]:
         raise ValueError(
             f"neurons at {broken[0]!r} (in all, {len(broken)} hook points) have no finite mean, "
@@ -72,21 +66,3 @@ def mean_activations(
             "bfloat16, or mask with zeros"
         )
     return means
-
-
-def _adding(
-    batch: Batch, sums: dict[str, Tensor], counts: dict[str, int]
-) -> Callable[[Tensor, HookPoint], None]:
-    """A hook that adds a batch's activations up."""
-    ownership = Ownership(batch)
-
-    def add(tensor: Tensor, hook: HookPoint) -> None:
-        name = str(hook.name)
-        real = ownership.of(name, *tensor.shape[:2]) != NO_SAMPLE
-        wide = torch.promote_types(tensor.dtype, torch.float32)
-        for row, chosen in zip(tensor.flatten(2), real.to(tensor.device), strict=True):
-            total = row[chosen].sum(0, dtype=wide).cpu().double()
-            sums[name] = sums[name] + total if name in sums else total
-        counts[name] = counts.get(name, 0) + int(real.sum())
-
-    return add

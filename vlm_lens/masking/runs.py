@@ -16,19 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_lens.hooked_root import HookNeverFiredWarning
-from vlm_lens.masking.examples import (
-    Batch,
-    answer_positions,
-    greedy_tokens,
-    media_tokens,
-    with_answers,
-)
 from vlm_lens.masking.replay import Replay, in_copies, replay_below
 from vlm_lens.masking.row_masks import Fill, RowMasks
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.parts import text_for
+from vlm_lens.passes.answers import answer_positions, greedy_tokens, media_tokens, with_answers
+from vlm_lens.passes.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

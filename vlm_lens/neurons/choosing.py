@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,3 +92,31 @@ def _how_many(scores: Float[Tensor, " total"], rules: Mapping[str, Any]) -> int:
     if not 0 <= number <= 1:
         raise ValueError(f"ratio must be from 0 to 1, got {value!r}. 0.01 takes 1 percent.")
     return round(number * total)
+
+
+Avoid = Literal["always", "where possible", "never"]
+"""Whether random neurons are others than those that they stand for; where that is possible, at
+least half of the hook point is left."""
+
+
+def drawn_like(
+    neurons: Sequence[Neuron], sizes: Mapping[str, int], *, seed: int, avoid: Avoid
+) -> list[Neuron]:
+    """Random neurons, at each rank one of the same hook point; see `controls.random_neurons`."""
+    by_name: dict[str, list[int]] = {}
+    for neuron in neurons:
+        by_name.setdefault(neuron.name, []).append(neuron.index)
+    generator = torch.Generator().manual_seed(seed)
+    orders: dict[str, Iterator[int]] = {}
+    for name, chosen in by_name.items():
+        pool = torch.ones(sizes[name], dtype=torch.bool)
+        if avoid == "always" or (avoid == "where possible" and 2 * len(chosen) <= sizes[name]):
+            pool[chosen] = False
+        left = pool.nonzero()[:, 0]
+        if len(left) < len(chosen):
+            raise ValueError(
+                f"cannot draw a control for {name!r}: {len(chosen)} of its {sizes[name]} neurons "
+                f"are chosen, which leaves {len(left)}. Choose at most half of a layer."
+            )
+        orders[name] = iter(left[torch.randperm(len(left), generator=generator)].tolist())
+    return [Neuron(neuron.name, next(orders[neuron.name])) for neuron in neurons]

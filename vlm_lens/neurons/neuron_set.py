@@ -178,18 +178,8 @@ class NeuronSet(Interventions, Set[Neuron]):
             [2, 3]
         """
         known = self._known_sizes(sizes)
-        generator = torch.Generator().manual_seed(seed)
-        drawn: dict[str, Iterator[int]] = {}
-        for name, chosen in self._by_name.items():
-            rest = sorted(set(range(known[name])).difference(chosen))
-            if len(rest) < len(chosen):
-                raise ValueError(
-                    f"cannot draw a control for {name!r}: {len(chosen)} of its {known[name]} "
-                    f"neurons are chosen, which leaves {len(rest)}. Choose at most half of a layer."
-                )
-            order = torch.randperm(len(rest), generator=generator)[: len(chosen)]
-            drawn[name] = iter([rest[place] for place in order.tolist()])
-        return NeuronSet((Neuron(n.name, next(drawn[n.name])) for n in self), sizes=known)
+        drawn = choosing.drawn_like(self._neurons, known, seed=seed, avoid="always")
+        return NeuronSet(drawn, sizes=known)
 
     # As a set ---------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ def summary(found: Mined) -> list[str]:
 
 def on_selection(found: Mined) -> list[str]:
     """How many neurons each modality has, and in which layer most of them are."""
-    sites = found.scores.sites
+    sites = list(found.scores)
     counts = [f"{len(neurons):,} for {name}" for name, neurons in found.selected.items()]
     said = [
         f"Of {sum(found.scores.sizes.values()):,} neurons at {len(sites)} hook point"

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlm_lens.data import Sample
-from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks.names import NamesFilter
+from vlm_lens.inputs.token_types import MODALITIES, TokenType, parse_types
 from vlm_lens.model import HookedVLM
+from vlm_lens.neurons.sites import sites as hook_points
+from vlm_lens.passes import Passed, Reducer, Run, one_pass
+from vlm_lens.passes.answers import Answers, AnswerSource
+from vlm_lens.passes.data import ONE
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.results import provenance
 from vlm_lens.statistics.attention import pattern_of
 from vlm_lens.statistics.neuron_statistics import NeuronStatistics
-from vlm_lens.statistics.plan import Plan
-from vlm_lens.statistics.prepared import Answers, AnswerSource
-from vlm_lens.statistics.streaming import Checkpoint, OnBatch, stream
-from vlm_lens.statistics.token_types import MODALITIES, TokenType, parse_types
-
-
-class SamplesLeftOutWarning(UserWarning):
-    """Samples do not count, because they could not be prepared or are not finite."""
+from vlm_lens.statistics.reducers import MomentsByType, TopOf, moments_in
+from vlm_lens.statistics.site_statistics import SiteStatistics
+from vlm_lens.statistics.top_samples import TopSamples
 
 
 def collect(
@@ -106,25 +105,13 @@ def collect(
         >>> found.top["blocks.0.mlp.hook_act"].samples.shape
         torch.Size([2, 384])
     """
-    # Analyses build on statistics, and so cannot be there before them.
-    from vlm_lens.neurons.sites import sites as hook_points
-    from vlm_lens.results.provenance import digest_of_weights
-
     _check(top_k, batch_size, first_sample, checkpoint_every)
-    names = hook_points(model, sites, component=component)
     types = parse_types(MODALITIES if token_types is None else token_types)
     ranked = TokenType.union(types) if top_over is None else TokenType.parse(top_over)
-    patterns = {name: pattern_of(name, model.hook_dict) for name in names} if attention else {}
-    plan = Plan(
-        model=model,
-        names=names,
-        types=tuple(types),
-        ranked=ranked,
-        patterns=patterns,
-        top_k=top_k,
-        active_above=active_above,
-        answers=Answers(answers, max_new_tokens, own_answers),
-    )
+    behind = Answers(answers, max_new_tokens, own_answers)
+    names = hook_points(model, sites, component=component)
+    for name in names if attention else ():
+        pattern_of(name, model.hook_dict)
     parameters = {
         "sites": names,
         "token_types": [one.name for one in types],
@@ -136,31 +123,63 @@ def collect(
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
     }
-    empty = NeuronStatistics(
-        token_types=tuple(one.name for one in types),
-        ranges=((first_sample, first_sample),),
-        parameters={**parameters, "provenance": provenance(model)},
-    )
-    kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(
-            folder=checkpoint,
-            kind="statistics-progress",
-            belongs_to={**parameters, "model": digest_of_weights(model.hf_model)},
-            every=checkpoint_every,
-            pack=NeuronStatistics.packed,
-            unpack=NeuronStatistics.unpacked,
-        )
-    found = stream(
+    passed = one_pass(
+        model,
         samples,
-        plan,
-        empty,
-        first_sample=first_sample,
-        batch_size=batch_size,
-        checkpoint=kept,
-        on_batch=on_batch,
+        reducers_of(types, ranked, top_k=top_k, active_above=active_above, attention=attention),
+        sites=names,
+        answers=behind,
+        first=first_sample,
+        about=parameters,
+        run=Run(
+            batch_size=batch_size,
+            folder=checkpoint,
+            every=checkpoint_every,
+            kind="statistics-progress",
+            on_batch=on_batch,
+        ),
     )
-    return _finished(found, names)
+    n_samples = passed.n_samples[ONE] + len(left_out := passed.left_out.get(ONE, {}))
+    return NeuronStatistics(
+        token_types=tuple(one.name for one in types),
+        ranges=((first_sample, first_sample + n_samples),),
+        parameters={**parameters, "provenance": provenance(model)},
+        sites=sites_of(passed, names, types, top_k),
+        left_out=left_out,
+    )
+
+
+def reducers_of(
+    types: Sequence[TokenType],
+    ranked: TokenType,
+    *,
+    top_k: int,
+    active_above: int | float,
+    attention: bool,
+) -> dict[str, Reducer]:
+    """What is kept: moments, and top samples where any are wanted."""
+    moments = MomentsByType.of(tuple(types), active_above=active_above, attention=attention)
+    return {"moments": moments, **({"top": TopOf(top_k, ranked)} if top_k else {})}
+
+
+def sites_of(
+    passed: Passed, names: Sequence[str], types: Sequence[TokenType], top_k: int
+) -> dict[str, SiteStatistics]:
+    """The statistics of each hook point that has any."""
+    moments, tops = passed.of("moments", ONE), passed.of("top", ONE)
+    sites = {
+        name: SiteStatistics(
+            moments_in(moments[name]), TopSamples.of(top_k, tops.get(name, {})).settled()
+        )
+        for name in names
+        if name in moments
+    }
+    if not sites:
+        raise ValueError(
+            f"no position of the types {[one.name for one in types]} reached any of the "
+            f"{len(names)} hook points: encoders and projectors need samples with images"
+        )
+    return sites
 
 
 def _check(top_k: int, batch_size: int, first_sample: int, checkpoint_every: int) -> None:
@@ -169,29 +188,3 @@ def _check(top_k: int, batch_size: int, first_sample: int, checkpoint_every: int
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise ValueError(f"expected {name} of at least {lowest}, got {value}")
-
-
-def _finished(found: NeuronStatistics, names: Sequence[str]) -> NeuronStatistics:
-    """The result on the CPU; warns of what is missing."""
-    if found.left_out:
-        number, reason = next(iter(found.left_out.items()))
-        warnings.warn(
-            f"{len(found.left_out)} of {found.n_samples + len(found.left_out)} samples do not "
-            f"count; sample {number}: {reason}",
-            SamplesLeftOutWarning,
-            stacklevel=3,
-        )
-    if not found.sites:
-        raise ValueError(
-            f"no position of the types {list(found.token_types)} reached any of the "
-            f"{len(names)} hook points: encoders and projectors need samples with images"
-        )
-    if silent := [name for name in names if name not in found.sites]:
-        warnings.warn(
-            f"{len(silent)} hook points have no statistics, because no sample reached them: "
-            f"{', '.join(silent[:3])}{' ...' * (len(silent) > 3)}. Encoders and projectors need "
-            "samples with images.",
-            HookNeverFiredWarning,
-            stacklevel=3,
-        )
-    return found.cpu(order=names)

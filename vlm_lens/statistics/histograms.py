@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from vlm_lens.data import Sample
+from vlm_lens.inputs.token_types import MODALITIES, TokenType, parse_types
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron
+from vlm_lens.passes import Reading, Reducer, Run, State, one_pass
+from vlm_lens.passes.data import ONE
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.statistics.collect import collect
 from vlm_lens.statistics.neuron_statistics import NeuronStatistics
-from vlm_lens.statistics.parts import Parts
-from vlm_lens.statistics.plan import forward, hooked
-from vlm_lens.statistics.prepared import Answers, prepare
-from vlm_lens.statistics.streaming import OnBatch, stream
-from vlm_lens.statistics.token_types import MODALITIES, TokenType, parse_types
-
-Counts = dict[tuple[str, int], Int[np.ndarray, "neuron bins"]]
-"""By hook name and the number of the token type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +103,7 @@ def collect_histograms(
         of other samples, count in the first and the last bin.
 
     Raises:
-        ValueError: There are no neurons, a site has none, or a sample cannot be prepared.
+        ValueError: There are no neurons, a site has none, or no sample can be prepared.
         KeyError: The statistics lack a hook point.
         IndexError: There is no such neuron.
 
@@ -138,16 +132,19 @@ def collect_histograms(
             batch_size=batch_size,
         )
     ranges = {name: _range(statistics, name, indices) for name, indices in by_name.items()}
-    count = _Count(model, by_name, tuple(types), ranges, bins)
-    empty: Counts = {}
-    counts = stream(samples, count, empty, batch_size=batch_size, on_batch=on_batch)
+    passed = one_pass(
+        model,
+        samples,
+        {"counts": _Counts(by_name, tuple(types), ranges, bins)},
+        sites=list(by_name),
+        run=Run(batch_size=batch_size, on_batch=on_batch),
+    )
+    counts = passed.of("counts", ONE)
     return {
         Neuron(name, index): Histogram(
             name=f"{name}[{index}]",
             edges=np.linspace(float(ranges[name][0][i]), float(ranges[name][1][i]), bins + 1),
-            counts={
-                one.name: counts[name, t][i] for t, one in enumerate(types) if (name, t) in counts
-            },
+            counts={token_type: n[i].numpy() for token_type, n in counts[name].items()},
         )
         for name, indices in by_name.items()
         for i, index in enumerate(indices)
@@ -166,44 +163,36 @@ def _range(
     return low, torch.where(high > low, high, low + 1)
 
 
-class _Count:
-    """Takes samples into the counts, batch by batch."""
+@dataclass(frozen=True)
+class _Counts(Reducer):
+    """How many positions of each type have an activation in each bin.
 
-    def __init__(
-        self,
-        model: HookedVLM,
-        by_name: Mapping[str, list[int]],
-        types: tuple[TokenType, ...],
-        ranges: Mapping[str, tuple[Tensor, Tensor]],
-        bins: int,
-    ) -> None:
-        self._model, self._by_name, self._types = model, by_name, types
-        self._ranges, self._bins = ranges, bins
+    Attributes:
+        by_name: The neurons of each hook point.
+        types: The token types.
+        ranges: By hook point, the neurons' smallest and largest activations.
+        bins: How many bins.
+    """
 
-    def __call__(self, known: Counts, numbers: list[int], samples: list[Sample]) -> Counts:
-        prepared = prepare(self._model, samples, numbers, Answers())
-        parts, counts = Parts(prepared), dict(known)
+    by_name: Mapping[str, list[int]]
+    types: tuple[TokenType, ...]
+    ranges: Mapping[str, tuple[Tensor, Tensor]]
+    bins: int
 
-        def reduce(tensor: Tensor, hook: HookPoint) -> None:
-            name = str(hook.name)
-            chosen = tensor.detach().flatten(0, 1)[:, self._by_name[name]]
-            for part in parts.of(self._types, name, tensor.shape, tensor.device):
-                found = self._binned(name, chosen[part.rows])
-                for number in part.types:
-                    before = counts.get((name, number))
-                    counts[name, number] = found if before is None else before + found
+    def __call__(self, reading: Reading) -> State:
+        chosen = reading.activation.flatten(0, 1)[:, self.by_name[reading.site]]
+        state: State = {}
+        for part in reading.parts(self.types):
+            found = self._binned(reading.site, chosen[part.rows])
+            for number in part.types:
+                name = self.types[number].name
+                state[name] = state[name] + found if name in state else found
+        return state
 
-        hooks: list[Any] = [(list(self._by_name), reduce)]
-        with hooked(self._model, hooks):
-            forward(self._model, prepared)
-        return counts
-
-    def _binned(
-        self, name: str, values: Float[Tensor, "pos neuron"]
-    ) -> Int[np.ndarray, "neuron bins"]:
-        low, high = (end.to(values.device) for end in self._ranges[name])
+    def _binned(self, name: str, values: Float[Tensor, "pos neuron"]) -> Int[Tensor, "neuron bins"]:
+        low, high = (end.to(values.device) for end in self.ranges[name])
         share = (values.double() - low) / (high - low)
-        bins = (share * self._bins).long().clamp(0, self._bins - 1)
-        rows = torch.arange(bins.shape[1], device=bins.device) * self._bins
-        counts = torch.bincount((bins + rows).flatten(), minlength=self._bins * bins.shape[1])
-        return counts.reshape(bins.shape[1], self._bins).cpu().numpy()
+        bins = (share * self.bins).long().clamp(0, self.bins - 1)
+        rows = torch.arange(bins.shape[1], device=bins.device) * self.bins
+        counts = torch.bincount((bins + rows).flatten(), minlength=self.bins * bins.shape[1])
+        return counts.reshape(bins.shape[1], self.bins)

@@ -140,19 +140,7 @@ class NeuronStatistics(Result):
         """By hook name, the samples in which each neuron is most active."""
         return {name: site.top for name, site in self.sites.items()}
 
-    # Building it ------------------------------------------------------------------------------
-
-    def plus(self, found: Mapping[str, SiteStatistics], *, n_samples: int) -> NeuronStatistics:
-        """This and the next samples."""
-        return replace(self._counted(n_samples), sites=_joined(self.sites, found))
-
-    def without(self, number: int, reason: str) -> NeuronStatistics:
-        """This, with the next sample left out."""
-        return replace(self._counted(1), left_out={**self.left_out, number: reason})
-
-    def _counted(self, n: int) -> NeuronStatistics:
-        *before, (start, stop) = self.ranges
-        return replace(self, ranges=(*before, (start, stop + n)))
+    # Parts of a data set --------------------------------------------------------------------------
 
     def merge(self, other: NeuronStatistics) -> NeuronStatistics:
         """This and the statistics of other samples.
@@ -198,11 +186,6 @@ class NeuronStatistics(Result):
         models = [one.parameters.get("provenance", {}).get("model") for one in (self, other)]
         if models[0] != models[1]:
             raise ValueError(f"cannot merge statistics of different models: {models}")
-
-    def cpu(self, *, order: Sequence[str]) -> NeuronStatistics:
-        """The same on the CPU, hook points in this order."""
-        sites = {name: self.sites[name].cpu() for name in order if name in self.sites}
-        return replace(self, sites=sites)
 
     # Looking at it ----------------------------------------------------------------------------
 

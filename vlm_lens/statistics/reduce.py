@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vlm_lens.passes.positions import Part
 from vlm_lens.statistics.moments import Moments
-from vlm_lens.statistics.parts import Part
 
 _IN_CACHE = 2**17
 """On a CPU so many numbers are worked on at a time, so that they stay in its cache."""

@@ -23,10 +23,6 @@ class SiteStatistics:
     moments: Mapping[tuple[int, ...], Moments]
     top: TopSamples
 
-    @property
-    def is_finite(self) -> bool:
-        return all(moments.is_finite for moments in self.moments.values())
-
     def plus(self, other: SiteStatistics) -> SiteStatistics:
         """These and those of other samples."""
         both = dict(self.moments)

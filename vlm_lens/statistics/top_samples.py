@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,19 @@ class TopSamples:
     def cpu(self) -> TopSamples:
         """The same on the CPU."""
         return TopSamples(self.k, tuple((key.cpu(), where.cpu()) for key, where in self.chunks))
+
+    @classmethod
+    def of(cls, k: int, state: Mapping[str, Tensor]) -> TopSamples:
+        """Those in a state of a pass."""
+        return cls(k, ((state["keys"], state["positions"]),) if state else ())
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Their keys and positions, as a pass keeps them."""
+        if not self.chunks:
+            return {}
+        keys, positions = (torch.cat(tensors) for tensors in zip(*self.chunks, strict=True))
+        return {"keys": keys, "positions": positions}
 
     # What they are ----------------------------------------------------------------------------
 

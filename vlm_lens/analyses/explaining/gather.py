@@ -20,16 +20,16 @@ from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.neurons.checks import check_range
 from vlm_lens.neurons.sites import sites
+from vlm_lens.passes.answers import Answers, AnswerSource
+from vlm_lens.passes.batch import make_batch
+from vlm_lens.passes.forwards import forward, hooked
+from vlm_lens.passes.run import OnBatch
 from vlm_lens.statistics import collect
-from vlm_lens.statistics.plan import forward, hooked
-from vlm_lens.statistics.prepared import Answers, AnswerSource, prepare
 
 READ = "image+text"
 """The token types that count: neither special tokens nor sounds have exemplars."""
 
 _HALVES = ("explained_from", "tested_on")
-
-OnBatch = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,18 +156,18 @@ def check_neurons(model: HookedVLM, samples: Sequence[Sample], neurons: NeuronSe
         check_component(name)
     sample = next((sample for sample in samples if sample.images), samples[0])
     try:
-        prepared = prepare(model, [sample], [0], Answers())
+        batch = make_batch(model, [sample], Answers())
     except (OSError, ValueError):
         return  # it will be left out
     sizes: dict[str, int] = {}
-    views = Views(prepared)
+    views = Views(batch)
 
     def note(tensor: Tensor, hook: HookPoint) -> None:
         views.of(str(hook.name), tensor.shape[0], tensor.shape[1])
         sizes[str(hook.name)] = tensor.shape[-1]
 
     with hooked(model, [(names, note)]):
-        forward(model, prepared)
+        forward(model, batch)
     check_range({name: some.tolist() for name, some in neurons.indices.items()}, sizes)
 
 
@@ -225,11 +225,11 @@ def _read(
     answers = Answers(choice.answers, choice.max_new_tokens)
     found: Read = {}
     for done, start in enumerate(starts, start=1):
-        batch = numbers[start : start + choice.batch_size]
-        prepared = prepare(model, [samples[number] for number in batch], batch, answers)
-        names = list(dict.fromkeys(name for number in batch for name in wanted[number]))
-        with hooked(model, [(names, _reader(found, wanted, Views(prepared)))]):
-            forward(model, prepared)
+        some = numbers[start : start + choice.batch_size]
+        batch = make_batch(model, [samples[number] for number in some], answers, numbers=some)
+        names = list(dict.fromkeys(name for number in some for name in wanted[number]))
+        with hooked(model, [(names, _reader(found, wanted, Views(batch)))]):
+            forward(model, batch)
         if on_batch is not None:
             on_batch(done, len(starts))
     return found

@@ -15,9 +15,8 @@ from vlm_lens.analyses.exemplars import SampleView
 from vlm_lens.geometry import ImageLayout, PatchGrid
 from vlm_lens.inputs import TokenMap
 from vlm_lens.inputs.token_kinds import NO_CELL
-from vlm_lens.masking.ownership import Ownership
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.statistics.prepared import Prepared
+from vlm_lens.passes import Batch
 
 COMPONENTS = ("language_model", "decoder", "encoder", "vision_encoder", "projector")
 """Where positions are text, or patches that have a place in an image."""
@@ -40,21 +39,21 @@ class Views:
     """The positions of a batch's samples, at any hook point with places.
 
     Args:
-        prepared: The batch.
+        batch: The batch.
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
-        >>> from vlm_lens.statistics.prepared import Answers, prepare
+        >>> from vlm_lens.passes import Answers, make_batch
         >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> batch = prepare(model, load_samples("shapes-llava", n=2), [0, 1], Answers())
-        >>> [first, _] = Views(batch).of("blocks.0.mlp.hook_act", *batch.batch.real.shape)
+        >>> batch = make_batch(model, load_samples("shapes-llava", n=2), Answers())
+        >>> [first, _] = Views(batch).of("blocks.0.mlp.hook_act", *batch.real.shape)
         >>> first.view
         SampleView(sample 0: 64 patches, 11 tokens)
     """
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
-        self._ownership = Ownership(prepared.batch)
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._owners = batch.owners()
         self._known: dict[tuple[str, int, int], list[PlacedView]] = {}
 
     def of(self, name: str, n_rows: int, n_positions: int) -> list[PlacedView]:
@@ -72,8 +71,8 @@ class Views:
         component = check_component(name)
         key = (component, n_rows, n_positions)
         if key not in self._known:
-            owners = self._ownership.of(name, n_rows, n_positions)
-            n_samples = len(self._prepared.numbers)
+            owners = self._owners.of(name, n_rows, n_positions)
+            n_samples = len(self._batch.numbers)
             if component in ("language_model", "encoder", "decoder"):
                 found = [self._of_tokens(component, i, owners) for i in range(n_samples)]
             else:
@@ -82,9 +81,9 @@ class Views:
         return self._known[key]
 
     def _of_tokens(self, component: str, sample: int, owners: Int[Tensor, "row pos"]) -> PlacedView:
-        maps = self._prepared.maps
-        if component == "decoder" and self._prepared.decoder is not None:
-            maps = self._prepared.decoder
+        maps = self._batch.maps
+        if component == "decoder" and self._batch.decoder is not None:
+            maps = self._batch.decoder
         token_map, own = maps[sample], owners[sample] == sample
         chosen = [pos for pos in own.nonzero()[:, 0].tolist() if _is_shown(token_map, pos)]
         is_patch = [token_map.modality[pos] == "image" for pos in chosen]
@@ -106,7 +105,7 @@ class Views:
         """Rows of an encoder of images, or of a projector, are pictures."""
         own = owners == sample
         its_rows = own.any(1).nonzero()[:, 0].tolist()
-        layouts = self._prepared.maps[sample].layouts
+        layouts = self._batch.maps[sample].layouts
         pictures = list(_pictures(name, layouts, [int(own[row].sum()) for row in its_rows]))
         places, images, boxes = [], [], []
         for row, (image, grid, offset) in zip(its_rows, pictures, strict=True):
@@ -128,8 +127,8 @@ class Views:
 
     def _view(self, sample: int, *, image_index: list[int], boxes: list, **rest: Any) -> SampleView:
         return SampleView(
-            number=self._prepared.numbers[sample],
-            sample=self._prepared.batch.samples[sample],
+            number=self._batch.numbers[sample],
+            sample=self._batch.samples[sample],
             image_index=np.array(image_index, dtype=np.int64),
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             **rest,

@@ -17,8 +17,8 @@ from tests.geometry.families import placeholder
 from vlm_lens import HookedVLM
 from vlm_lens.data import Sample
 from vlm_lens.hooks.heads import HEAD_SITES, PATTERN_SITES
-from vlm_lens.masking import Batch, make_batches
-from vlm_lens.masking.ownership import NO_SAMPLE, Ownership
+from vlm_lens.inputs.owners import NO_SAMPLE
+from vlm_lens.passes.batch import Batch, make_batches
 
 TEXTS = ["what color is the circle ?", "is the square red ?", "left circle", "two ?"]
 ANSWERS = ["red circle", "blue", "two red one", "left"]
@@ -75,7 +75,9 @@ def sounds(texts: list[str]) -> Batch:
     scored = inputs.positions_mask("answer")[:, 1:]
     return Batch(
         samples=[Sample(images=[], text=text) for text in texts],
+        numbers=list(range(len(texts))),
         prompts=inputs,
+        maps=inputs.token_map,
         arguments=dict(inputs),
         targets=inputs.input_ids[:, 1:],
         scored=scored,
@@ -111,10 +113,10 @@ def test_a_samples_positions_are_what_it_gives_alone(name: str) -> None:
         samples = [Sample(images=[], text=text) for text in TEXTS]
     batch = batch_of(name, samples)
     together = activations(name, batch)
-    ownership, found = Ownership(batch), dict.fromkeys(together, 0)
+    ownership, found = batch.owners(), dict.fromkeys(together, 0)
     for i, sample in enumerate(samples):
         alone = batch_of(name, [sample])
-        own = Ownership(alone)
+        own = alone.owners()
         for hook, values in activations(name, alone).items():
             mine = values[own.of(hook, *values.shape[:2]) == 0]
             of_batch = together[hook]
@@ -132,13 +134,13 @@ def test_a_samples_positions_are_what_it_gives_alone(name: str) -> None:
 def test_a_sound_has_the_positions_of_its_spans() -> None:
     batch = batch_of("qwen2_audio", [Sample(images=[], text=text) for text in TEXTS])
     expected = [sum(len(s.spans) for s in m.audios) for m in batch.prompts.token_map]
-    owners = Ownership(batch).of("projector.hook_out", 4, 25)
+    owners = batch.owners().of("projector.hook_out", 4, 25)
     assert torch.bincount(owners[owners != NO_SAMPLE], minlength=4).tolist() == expected
 
 
 def test_without_the_first_token() -> None:
     batch = batch_of("llava_next", samples_of("llava_next"))
-    with_first, without = Ownership(batch), Ownership(batch, first_token=False)
+    with_first, without = batch.owners(), batch.owners(first_token=False)
     shape = batch.real.shape
     missing = with_first.of("hook_embed", *shape) != without.of("hook_embed", *shape)
     assert missing.sum(1).tolist() == [1] * 4
@@ -150,7 +152,7 @@ def test_without_the_first_token() -> None:
 
 def test_without_the_first_token_of_an_encoder_and_of_its_decoder() -> None:
     batch = batch_of("blip2-t5", samples_of("blip2-t5"))
-    ownership = Ownership(batch, first_token=False)
+    ownership = batch.owners(first_token=False)
     decoder = ownership.of("decoder.blocks.0.hook_mlp_out", *batch.real.shape)
     assert torch.equal(
         decoder != NO_SAMPLE,
@@ -171,7 +173,7 @@ def test_images_that_are_not_there_are_nobodys() -> None:
     batch = batch_of(name, samples)
     n_views = [sum(len(y.views) for y in m.layouts) for m in batch.prompts.token_map]
     n_rows = int(batch.arguments["aspect_ratio_mask"].sum())
-    owners = Ownership(batch).of("vision_encoder.blocks.0.mlp.hook_pre", n_rows, 17)
+    owners = batch.owners().of("vision_encoder.blocks.0.mlp.hook_pre", n_rows, 17)
     assert (owners == owners[:, :1]).all()
     counts = [int((owners[:, 0] == i).sum()) for i in range(4)]
     assert counts == n_views
@@ -181,7 +183,7 @@ def test_images_that_are_not_there_are_nobodys() -> None:
 
 def test_a_shape_that_does_not_fit_is_refused() -> None:
     batch = batch_of("qwen2_vl", samples_of("qwen2_vl"))
-    ownership = Ownership(batch)
+    ownership = batch.owners()
     for hook in ("hook_embed", "vision_encoder.blocks.0.mlp.hook_pre", "projector.hook_out"):
         with pytest.raises(ValueError, match=f"at '{hook}' from this batch of 4 samples, got 7x5"):
             ownership.of(hook, 7, 5)

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.statistics.slow import built, samples_of
+from vlm_lens.inputs.token_types import KINDS, parse_types
+from vlm_lens.passes.answers import Answers
+from vlm_lens.passes.batch import make_batch
+from vlm_lens.passes.forwards import forward
+from vlm_lens.passes.positions import Positions
 from vlm_lens.statistics import TokenType, collect
 from vlm_lens.statistics.attention import pattern_of, received
-from vlm_lens.statistics.parts import Parts
-from vlm_lens.statistics.plan import forward
-from vlm_lens.statistics.prepared import Answers, prepare
-from vlm_lens.statistics.token_types import KINDS, parse_types
 
 WORDS = ["image", "audio", "text", "special", "prompt", "answer", "any"]
 
@@ -39,17 +40,17 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 def test_parts_hold_each_position_of_their_types_once() -> None:
-    prepared = prepare(built("llava"), samples_of("llava"), [*range(5)], Answers("own", 4))
-    shape = prepared.batch.real.shape
+    batch = make_batch(built("llava"), samples_of("llava")[:5], Answers("own", 4))
+    shape = batch.real.shape
     name = "blocks.0.mlp.hook_act"
     types = tuple(parse_types(["text", "answer", "image", "any"]))
-    parts = Parts(prepared).of(types, name, shape)
+    parts = Positions(batch).of(types, name, shape)
     rows = torch.cat([part.rows for part in parts])
-    assert sorted(rows.tolist()) == prepared.batch.real.flatten().nonzero()[:, 0].tolist()
+    assert sorted(rows.tolist()) == batch.real.flatten().nonzero()[:, 0].tolist()
     for part in parts:
         for row, ordinal in zip(part.rows.tolist(), part.ordinals.tolist(), strict=True):
             sample, position = divmod(row, shape[1])
-            before = prepared.batch.real[sample, :position].sum()
+            before = batch.real[sample, :position].sum()
             assert ordinal == before
         every = torch.arange(shape[0] * shape[1])
         assert torch.equal(torch.cat([every[span] for span in part.spans]), part.rows)
@@ -70,8 +71,8 @@ def test_no_batch_falls_apart_for_its_padding(monkeypatch) -> None:
     """Samples go one by one only where one of them is bad."""
     seen = []
     monkeypatch.setattr(
-        "vlm_lens.statistics.plan.forward",
-        lambda model, prepared: (seen.append(prepared.numbers), forward(model, prepared)),
+        "vlm_lens.passes.watch.forward",
+        lambda model, batch: (seen.append(batch.numbers), forward(model, batch)),
     )
     options = {"sites": "blocks.*.mlp.hook_act", "attention": True}
     collect(built("llava"), samples_of("llava"), **options)

@@ -1,4 +1,4 @@
-"""Rankings that another one is compared with: random neurons of the same places."""
+"""Controls: random neurons of the same places, and random ones of the same norm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons.choosing import Avoid, drawn_like
+from vlm_lens.neurons.neuron import Neuron
+from vlm_lens.neurons.neuron_set import NeuronSet
 
 NEAREST = 8
 """From how many neurons of similar norm one is drawn; ours."""
@@ -17,39 +19,44 @@ SIMILAR_NORM = 2.0
 """Norms that differ by more than this factor are no match; ours."""
 
 
-def random_ranking(ranking: NeuronSet, *, seed: int = 0) -> NeuronSet:
-    """Random neurons, at each rank one of the hook point that the ranking has there.
-
-    It shuffles each hook point's neurons: what is left to chance is which neurons of a place are
-    ranked, and how high. So it may draw neurons of the ranking itself, as it must where more than
-    half of a layer is ranked; that happens as often as chance has it, and can only make a random
-    ranking look more critical, not less. `NeuronSet.sample_control` draws none of them.
+def random_neurons(
+    neurons: NeuronSet,
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    avoid: Avoid = "where possible",
+) -> NeuronSet:
+    """Random neurons, at each rank one of the hook point that the set has there.
 
     Args:
-        ranking: What to match, rank by rank; the sizes of its hook points are known.
+        neurons: What to match, rank by rank.
         seed: The same seed gives the same neurons; the global random state is not used.
+        sizes: The number of neurons at each hook point; by default those that the set knows.
+        avoid: Whether the set's own neurons are left out: "where possible" wherever at least half
+            of a hook point is others; "always" refuses it elsewhere; "never" shuffles each hook
+            point's neurons, so that own ones are drawn as often as chance has it, which can only
+            make random neurons look more important, not less.
 
     Raises:
-        ValueError: The size of a hook point is not known.
+        ValueError: The size of a hook point is not known, or others than the set's are not enough.
+        HookNameError, IndexError: The set does not fit the sizes.
 
     Example:
-        >>> ranking = NeuronSet.from_indices({"blocks.0.hook_mlp_out": [3, 1]},
+        >>> neurons = NeuronSet.from_indices({"blocks.0.hook_mlp_out": [3, 1]},
         ...                                  sizes={"blocks.0.hook_mlp_out": 4})
-        >>> [neuron.name for neuron in random_ranking(ranking)]
-        ['blocks.0.hook_mlp_out', 'blocks.0.hook_mlp_out']
+        >>> sorted(neuron.index for neuron in random_neurons(neurons))
+        [0, 2]
     """
-    sizes = ranking.sizes
-    if unknown := [name for name in ranking.names if name not in sizes]:
+    if sizes is not None:
+        neurons.check(sizes)
+    known = neurons.sizes if sizes is None else sizes
+    if unknown := [name for name in neurons.names if name not in known]:
         raise ValueError(
             f"the number of neurons at {unknown[0]!r} is not known (in all, {len(unknown)} hook "
-            "points): make the ranking with sizes, such as NeuronSet(neurons, sizes=...)"
+            "points): make the set with sizes, such as NeuronSet(neurons, sizes=...)"
         )
-    generator = torch.Generator().manual_seed(seed)
-    orders = {
-        name: iter(torch.randperm(sizes[name], generator=generator).tolist())
-        for name in ranking.names
-    }
-    return NeuronSet((Neuron(n.name, next(orders[n.name])) for n in ranking), sizes=sizes)
+    drawn = drawn_like(list(neurons), known, seed=seed, avoid=avoid)
+    return NeuronSet(drawn, sizes=dict(known))
 
 
 def norm_matched(

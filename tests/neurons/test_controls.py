@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import torch
 
-from vlm_lens.analyses.matched_rankings import norm_gaps, norm_matched, random_ranking
 from vlm_lens.neurons import Neuron, NeuronSet
+from vlm_lens.neurons.controls import norm_gaps, norm_matched, random_neurons
 
 A, B = "blocks.0.hook_mlp_out", "blocks.1.mlp.hook_pre"
 
@@ -29,7 +29,7 @@ def mixed(n_a: int = 5, n_b: int = 12) -> NeuronSet:
 
 def test_each_rank_has_a_neuron_of_the_same_hook_point():
     for seed in range(5):
-        drawn = random_ranking(mixed(), seed=seed)
+        drawn = random_neurons(mixed(), seed=seed, avoid="never")
         assert names(drawn) == names(mixed())
         assert drawn.sizes == mixed().sizes
         assert len(set(drawn)) == len(drawn)
@@ -37,7 +37,7 @@ def test_each_rank_has_a_neuron_of_the_same_hook_point():
 
 def test_a_hook_point_that_is_ranked_whole_is_shuffled():
     ranking = mixed()
-    drawn = random_ranking(ranking)
+    drawn = random_neurons(ranking, avoid="never")
     assert drawn.filter(layer=1) == ranking.filter(layer=1)
     assert list(drawn.filter(layer=1)) != list(ranking.filter(layer=1))
     with pytest.raises(ValueError, match="more than half|at most half"):
@@ -46,7 +46,7 @@ def test_a_hook_point_that_is_ranked_whole_is_shuffled():
 
 def test_seeds_give_the_same_neurons_and_others():
     state = torch.get_rng_state()
-    drawn = [list(random_ranking(mixed(), seed=seed)) for seed in (0, 0, 1, 2)]
+    drawn = [list(random_neurons(mixed(), seed=seed, avoid="never")) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2] != drawn[3]
     assert torch.equal(torch.get_rng_state(), state)
@@ -56,7 +56,7 @@ def test_any_neuron_is_as_likely_as_any_other_at_each_rank():
     """Those of the ranking too: they are 5 of 20 here."""
     at_rank_0, overlap = Counter(), 0
     for seed in range(800):
-        drawn = random_ranking(mixed(), seed=seed)
+        drawn = random_neurons(mixed(), seed=seed, avoid="never")
         at_rank_0[drawn[0].index] += 1
         overlap += len(drawn.filter(layer=0) & mixed().filter(layer=0))
     assert set(at_rank_0) == set(range(20))
@@ -67,8 +67,8 @@ def test_any_neuron_is_as_likely_as_any_other_at_each_rank():
 def test_sizes_have_to_be_known():
     ranking = NeuronSet.from_indices({A: [1], B: [2]})
     with pytest.raises(ValueError, match=rf"neurons at '{A}' is not known \(in all, 2 hook"):
-        random_ranking(ranking)
-    assert len(random_ranking(NeuronSet())) == 0
+        random_neurons(ranking, avoid="never")
+    assert len(random_neurons(NeuronSet())) == 0
 
 
 # Of similar norm ----------------------------------------------------------------------------------

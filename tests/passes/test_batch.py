@@ -14,8 +14,8 @@ from tests.geometry.families import placeholder
 from tests.tiny import Tiny, build_tiny
 from vlm_lens import HookedVLM
 from vlm_lens.data import Sample
-from vlm_lens.masking import Batch, make_batches
-from vlm_lens.masking.examples import media_tokens
+from vlm_lens.passes.answers import media_tokens
+from vlm_lens.passes.batch import Batch, make_batches
 
 TEXTS = ["what color is the circle ?", "is the square red ?", "left", "two ?"]
 ANSWERS = ["red circle", "two", "blue one .", "green"]

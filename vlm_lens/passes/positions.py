@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vlm_lens.inputs.owners import NO_SAMPLE, PositionOwners
 from vlm_lens.inputs.token_map import TokenMap
-from vlm_lens.masking.ownership import NO_SAMPLE, Ownership
+from vlm_lens.inputs.token_types import KINDS, TokenType
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.statistics.prepared import Prepared
-from vlm_lens.statistics.token_types import KINDS, TokenType
+from vlm_lens.passes.batch import Batch
+
+T = TypeVar("T")
 
 _NOTHING = -1
+_READ = ("cross_attn.hook_k", "cross_attn.hook_v")
+"""What a decoder reads: positions of the encoder, or of an image's tiles."""
 _CODES: dict[tuple[str, str], int] = {kind: code for code, kind in enumerate(KINDS)}
 
 
@@ -42,32 +48,37 @@ class Part:
     spans: list[slice | Int[Tensor, " _its"]]
 
 
-class Parts:
-    """Splits the activations of a batch into parts.
+class Positions:
+    """Says of which type each position of a batch's activations is, and whose.
 
     At hook points of the language model, positions are what the token maps say. In an encoder of
     images or sounds and in a projector, all of them (class tokens included) are "image" (or
     "audio") and "prompt"; in a Q-Former, queries are, and text beside them is "text".
 
     Args:
-        prepared: The batch.
+        batch: The batch.
 
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
-        >>> from vlm_lens.statistics.prepared import Answers, prepare
+        >>> from vlm_lens.passes.answers import Answers
+        >>> from vlm_lens.passes.batch import make_batch
         >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> batch = prepare(model, load_samples("shapes-llava", n=2), [0, 1], Answers())
+        >>> batch = make_batch(model, load_samples("shapes-llava", n=2), Answers())
         >>> types = (TokenType.parse("image"), TokenType.parse("text"))
-        >>> pixels, words = Parts(batch).of(types, "blocks.0.mlp.hook_act", batch.batch.real.shape)
+        >>> pixels, words = Positions(batch).of(types, "blocks.0.mlp.hook_act", batch.real.shape)
         >>> pixels.lengths, pixels.ordinals[:3].tolist()
         ([64, 64], [1, 2, 3])
     """
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
-        self._ownership = Ownership(prepared.batch)
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
         self._codes: dict[tuple[str, int, int], Int[Tensor, "row pos"]] = {}
         self._parts: dict[tuple, list[Part]] = {}
+        self._made: dict[Hashable, Any] = {}
+
+    @cached_property
+    def _owners(self) -> PositionOwners:
+        return self.batch.owners()
 
     def of(
         self,
@@ -89,27 +100,37 @@ class Parts:
         """
         component = split_name(name)[0].split(".")[0]
         kind = "text_mlp" if ".text_mlp." in name else component
+        kind = "read" if name.endswith(_READ) else kind
         place = (kind, shape[0], shape[1])
         key = (types, *place, device)
         if key not in self._parts:
-            owners = self._ownership.of(name, *place[1:])
+            owners = self._owners.of(name, *place[1:])
             if place not in self._codes:
                 self._codes[place] = self._new_codes(*place)
             device = device or torch.device("cpu")
             self._parts[key] = _split(owners, self._codes[place], types, device)
         return self._parts[key]
 
+    def once(self, key: Hashable, make: Callable[[Batch], T]) -> T:
+        """What a function makes of the batch; made once for each key."""
+        if key not in self._made:
+            self._made[key] = make(self.batch)
+        return self._made[key]
+
     def real_rows(self, name: str, n_rows: int, n_positions: int) -> Tensor:
         """Which positions belong to any sample [row, pos], on the CPU."""
-        return self._ownership.of(name, n_rows, n_positions) != NO_SAMPLE
+        return self._owners.of(name, n_rows, n_positions) != NO_SAMPLE
 
     def _new_codes(self, kind: str, n_rows: int, n_positions: int) -> Int[Tensor, "row pos"]:
         """What each position is, as a place in `KINDS`."""
-        if kind in ("language_model", "encoder"):
-            return _codes_of(self._prepared.maps)
-        if kind == "decoder" and self._prepared.decoder is not None:
-            return _codes_of(self._prepared.decoder)
-        sounds = "feature_attention_mask" in self._prepared.batch.arguments
+        maps = _codes_of(self.batch.maps)
+        if kind in ("language_model", "encoder") or (
+            kind == "read" and maps.shape[1] == n_positions
+        ):
+            return maps
+        if kind == "decoder" and self.batch.decoder is not None:
+            return _codes_of(self.batch.decoder)
+        sounds = "feature_attention_mask" in self.batch.arguments
         medium = _CODES[("audio" if sounds else "image", "prompt")]
         codes = torch.full((n_rows, n_positions), medium)
         if kind == "text_mlp":
@@ -119,7 +140,7 @@ class Parts:
         return codes
 
     def _n_queries(self) -> int:
-        layouts = [layout for one in self._prepared.maps for layout in one.layouts]
+        layouts = [layout for one in self.batch.maps for layout in one.layouts]
         return len(layouts[0].tokens) if layouts else 0
 
 
