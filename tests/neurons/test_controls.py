@@ -147,3 +147,13 @@ def test_bad_requests_are_refused():
         norm_matched(NeuronSet.from_indices({A: [0]}), norms, nearest=0)
     with pytest.raises(ValueError, match=rf"no norms for '{B}' \(in all, 1 "):
         norm_matched(NeuronSet.from_indices({A: [0], B: [0]}), norms)
+
+
+@pytest.mark.parametrize("avoid", ["always", "where possible", "never"])
+def test_draws_do_not_depend_on_the_order_of_hook_points(avoid):
+    ranking = NeuronSet.from_indices({B: [1, 2], A: [0]}, sizes={A: 9, B: 9})
+    turned = NeuronSet([ranking[2], ranking[0], ranking[1]], sizes=ranking.sizes)
+    assert list(ranking) != list(turned)
+    one, other = (random_neurons(some, seed=3, avoid=avoid) for some in (ranking, turned))
+    assert one == other
+    assert [n.name for n in other] == [n.name for n in turned]

@@ -108,7 +108,8 @@ def drawn_like(
         by_name.setdefault(neuron.name, []).append(neuron.index)
     generator = torch.Generator().manual_seed(seed)
     orders: dict[str, Iterator[int]] = {}
-    for name, chosen in by_name.items():
+    for name in sorted(by_name, key=natural_order):  # however the neurons are ranked
+        chosen = by_name[name]
         pool = torch.ones(sizes[name], dtype=torch.bool)
         if avoid == "always" or (avoid == "where possible" and 2 * len(chosen) <= sizes[name]):
             pool[chosen] = False
