@@ -114,6 +114,7 @@ def test_the_naive_loop_and_every_variant_of_ours_find_the_same(compared: dict[s
     assert ours[EXHAUSTIVE]["measurements"] > naive["k"]
 
 
+@pytest.mark.full
 def test_the_naive_loop_measures_what_we_measure():
     case = shapes_llava(n_samples=6, component=None, max_k=1200)
     naive, runs = Naive(case), MaskedRuns(case.model, case.batches, case.ranking)
@@ -129,6 +130,7 @@ def test_the_naive_loop_measures_what_we_measure():
     assert found.similarity is not None
 
 
+@pytest.mark.full
 def test_no_hook_of_the_naive_loop_stays(case: Case):
     def n_hooks() -> int:
         return sum(len(module._forward_hooks) for module in case.model.hf_model.modules())
@@ -148,6 +150,7 @@ def test_the_loop_goes_on_where_it_was_and_ends_at_collapse(case: Case):
     assert [found.collapsed for found in loop.curve].count(True) == 1
 
 
+@pytest.mark.full
 def test_a_quick_loop_says_that_it_is_extrapolated_and_looks_only_at_our_k(case: Case):
     k = search(case).k
     loop = Loop(case, Stopwatch("cpu"), every=7)

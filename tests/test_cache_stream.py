@@ -45,6 +45,7 @@ def constant(model: HookedVLM) -> Tensor:
     return (model._language.ln_final.b @ model.W_U + model.b_U)[TOKENS]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_directions_read_the_logits_off_whatever_a_norm_was_applied_to(run: Any, positions: Any):
     """The norm's weight counts once, whether the scale is computed anew or the forward's."""

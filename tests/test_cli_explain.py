@@ -129,6 +129,7 @@ def test_random_neurons_depend_on_the_seed_alone(loaded: list, tmp_path: Path) -
     assert loaded
 
 
+@pytest.mark.full
 def test_neurons_come_from_a_file(loaded: list, tmp_path: Path, out: Path) -> None:
     NeuronSet(map(Neuron.parse, SOME)).save(tmp_path / "some.json")
     assert run("--set", tmp_path / "some.json", *FEW, "--out", out) == 0
@@ -147,6 +148,7 @@ def test_texts_alone_are_explained_by_their_words(loaded: list, tmp_path: Path, 
     assert loaded
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(
     loaded: list, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,7 +280,7 @@ def test_nothing_is_sent_before_the_user_agrees_to_the_cost(
     assert loaded
 
 
-@pytest.mark.sampled
+@pytest.mark.full
 @pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
 def test_at_a_terminal_it_asks(
     loaded: list,
@@ -296,6 +298,7 @@ def test_at_a_terminal_it_asks(
     assert loaded
 
 
+@pytest.mark.full
 def test_replies_reach_the_page_as_text_and_the_key_reaches_no_file(
     loaded: list,
     server: Server,

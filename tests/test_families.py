@@ -113,6 +113,7 @@ def test_hooks_fire_in_every_step_of_generate(family: Built):
     assert counts[f"{prefix}blocks.0.mlp.hook_post"] == 3
 
 
+@pytest.mark.sampled
 def test_verify_finds_every_hook_point_alive(family: Built):
     found = family.model.verify(family.inputs("image"))
     assert found.absent == {}
@@ -130,7 +131,7 @@ def of_each_kind(model: HookedVLM) -> list[str]:
     return list(dict.fromkeys([*first.values(), *last.values()]))
 
 
-@pytest.mark.sampled
+@pytest.mark.full
 def test_writing_anywhere_changes_the_logits(family: Built):
     """The same as `verify` finds with gradients, with a write at a hook point of each kind."""
     inputs, model = family.inputs("image"), family.model

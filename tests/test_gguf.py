@@ -59,6 +59,7 @@ def test_one_neuron_ends_a_real_language_model(smollm2: HookedVLM):
     assert perplexity(247) < 1.2 * perplexity()
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_it_answers_and_is_called_by_its_name(smollm2: HookedVLM):
     inputs = smollm2.prepare(text="What is the capital of France?")

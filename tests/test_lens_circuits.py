@@ -96,6 +96,7 @@ def test_scores_of_composition(tiny: Tiny):
         model.all_composition_scores("X")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_an_encoder_with_a_decoder_has_heads_in_both(name: str):
     hf, processor = build(name)

@@ -73,6 +73,7 @@ def points(model: HookedVLM) -> list[str]:
     return [name for name in model.hook_dict if name.endswith(ends)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("gradients", [False, True])
 def test_reading_changes_not_a_bit(switched: tuple[HookedVLM, Any], gradients: bool):
     model, inputs = switched

@@ -62,7 +62,7 @@ def kernel() -> Iterator[KernelManager]:
     run_sync(manager.shutdown_kernel)(now=True)  # in a thread where a browser's loop runs
 
 
-@pytest.mark.sampled
+@pytest.mark.full
 @sources
 def test_a_notebook_runs_without_an_error(source: Path, kernel: KernelManager, folder: Path):
     made = notebook(source)

@@ -24,6 +24,12 @@ CORNERS = {
     *("llama", "gpt2", "clip-tower"),
     *("clip-llama", "siglip-qwen2"),
 }
+SLOW_EXAMPLES = {
+    *("against_artefacts", "against_baselines", "by_matrix", "by_component", "by_clip"),
+    *("explain", "find_collapse"),
+}
+"""Public functions whose docstrings take seconds."""
+
 _OTHERS = {*ALL_MODELS, *TINY} - CORNERS
 
 
@@ -44,9 +50,11 @@ def beyond_the_corners(cases: Sequence[Sequence[Any]]) -> list[bool]:
 
 
 def mark(items: Iterable[pytest.Item]) -> None:
-    """Gives the marker ``full`` to tests beyond the corners."""
+    """Gives the marker ``full`` to tests beyond the corners, and to examples that are slow."""
     tests: dict[Hashable, list[pytest.Item]] = defaultdict(list)
     for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.name.rpartition(".")[2] in SLOW_EXAMPLES:
+            item.add_marker(pytest.mark.full)
         tests[item.parent, getattr(item, "originalname", item.name)].append(item)
     for cases in tests.values():
         given = [tuple(_parameters(case).values()) for case in cases]

@@ -184,6 +184,7 @@ def test_a_text_is_scored_on_itself() -> None:
     assert losses(model, batch).item() == pytest.approx(first.item(), rel=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tokens", ["mean", "max"])
 def test_few_numbers_at_a_time_give_the_same(tokens: Any, monkeypatch) -> None:
     model, samples = built("llava_next"), samples_of("llava_next")

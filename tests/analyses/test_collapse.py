@@ -155,6 +155,7 @@ def test_degradation_can_be_judged_by_a_metric_that_is_measured_everywhere():
         SearchOptions(degraded=Criterion(words, at_most=0.9))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("wrong", [1, 4])
 @pytest.mark.parametrize("method", ["can", "pcicn"])
 def test_answers_that_are_wrong_with_nothing_masked_degrade_at_no_k(method: str, wrong: int):

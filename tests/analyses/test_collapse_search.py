@@ -127,6 +127,7 @@ def same(found: CriticalNeurons, other: CriticalNeurons) -> bool:
     return fields[0] == fields[1] and rankings[0] == rankings[1]
 
 
+@pytest.mark.full
 def test_a_second_run_measures_the_same():
     case = CASES["group among others"]
     assert same(found_in(case), found_in(case))
@@ -195,6 +196,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, stop: int):
     assert 0 < counts["forwards"] <= 3 + TOKENS * 2
 
 
+@pytest.mark.full
 def test_the_measurements_of_another_search_are_refused(tmp_path: Path):
     case = CASES["gate, late"]
     found_in(case, checkpoint=tmp_path)

@@ -35,6 +35,7 @@ from vlm_lens.results.scores import Scores
 # Against baselines --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_either_ingredient_misses_what_both_together_find():
     """A large channel and one that is read a lot: activations miss one, gradients the other."""
     model, scores = built("large and small").model, scored("large and small", sites=DOWN)
@@ -72,6 +73,7 @@ def test_random_rankings_need_far_more():
     assert [result.parameters["seed"] for result in drawn] == [0, 1, 2]
 
 
+@pytest.mark.full
 def test_what_is_random_may_be_critical_and_the_table_says_so():
     """One of 32 channels is critical: one random ranking in 32 has it at its first rank."""
     name = "blocks.2.hook_mlp_out"
@@ -89,6 +91,7 @@ def test_what_is_random_may_be_critical_and_the_table_says_so():
     assert table["shared"].tolist() == table["shared at 1"].tolist() == [1, 0, 1]
 
 
+@pytest.mark.full
 def test_ingredients_are_scored_as_the_ranking_was():
     model = built("gate").model
     settings: Any = {"tokens": "mean", "first_token": False, "target": "answer", "batch_size": 4}
@@ -103,6 +106,7 @@ def test_ingredients_are_scored_as_the_ranking_was():
     assert of_gradient["sites"] == list(scores)
 
 
+@pytest.mark.full
 def test_neurons_without_scores_have_baselines_too():
     ranking = scored("gate").ranking(12)
     found = against_baselines(
@@ -113,6 +117,7 @@ def test_neurons_without_scores_have_baselines_too():
     assert found["activation only"].parameters["score"]["max_new_tokens"] == 4
 
 
+@pytest.mark.full
 def test_some_baselines_alone_and_none_that_are_unknown(unchecked: None):
     model, scores = built("gate").model, scored("gate", sites=DOWN)
     options: Any = {"seeds": [0], "max_k": 2, **SHORT}
@@ -141,6 +146,7 @@ def test_heads_have_no_scores_which_is_said_before_the_search():
 # Against artefacts --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_attention_sink_is_told_by_leaving_the_first_token_alone():
     """The massive activation sits at the first token, and all it does is to be attended to."""
     model = built("spike").model
@@ -163,6 +169,7 @@ def test_an_attention_sink_is_told_by_leaving_the_first_token_alone():
     assert found["CAN"].parameters["first_token"] is True
 
 
+@pytest.mark.full
 def test_what_has_no_match_in_norm_is_noted():
     """A massive activation has none, so that its control controls for nothing."""
     found = against_artefacts(
@@ -249,6 +256,7 @@ def test_what_says_something_is_lost_with_its_mean_as_well():
     assert row(found, "mean ablation")["agreement"] <= 0.5
 
 
+@pytest.mark.full
 def test_halves_differ_and_find_the_same_neuron():
     found = against_artefacts(
         built("gate").model,
@@ -269,6 +277,7 @@ def test_halves_differ_and_find_the_same_neuron():
     assert (found.table()["shared at 1"] == 1).all()
 
 
+@pytest.mark.full
 def test_halves_are_ranked_as_the_whole_was():
     model = built("gate").model
     scores = can.score(model, samples(), sites=DOWN, alpha=0.75, tokens="sum", **SHORT)
@@ -334,6 +343,7 @@ def test_there_is_nothing_above_double_precision():
     assert list(found) == ["CAN"]
 
 
+@pytest.mark.full
 def test_all_controls_by_default_and_none_that_are_unknown(unchecked: None):
     model = built("gate").model
     found = against_artefacts(

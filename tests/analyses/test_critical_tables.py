@@ -62,6 +62,7 @@ def test_by_matrix_finds_the_matrix_and_needs_many_elsewhere():
     assert_no_hooks(model)
 
 
+@pytest.mark.full
 def test_by_matrix_knows_gates_where_only_one_matrix_is_ranked():
     model = built("spread out").model
     found = by_matrix(model, samples(), scored("spread out", sites=DOWN), max_k=3, **SHORT)
@@ -74,6 +75,7 @@ def test_by_matrix_knows_gates_where_only_one_matrix_is_ranked():
         by_matrix(model, samples(), scored("spread out"), component="qformer")
 
 
+@pytest.mark.full
 def test_by_component_finds_the_component():
     found = by_component(
         built("spread out").model, samples(), scored("spread out"), max_k=100, **SHORT
@@ -90,12 +92,14 @@ def test_by_component_finds_the_component():
     assert row(found, "projector")["agreement"] == 1
 
 
+@pytest.mark.full
 def test_one_component_alone_is_not_told_twice():
     scores = scored("spread out").filter(component="language_model")
     found = by_component(built("spread out").model, samples(), scores, max_k=2, **SHORT)
     assert list(found) == ["language_model"]
 
 
+@pytest.mark.full
 def test_a_ranking_may_be_of_neurons_without_scores():
     """As PCICN's are; with the criteria of that method."""
     ranking = scored("spread out").ranking()
@@ -109,6 +113,7 @@ def test_a_ranking_may_be_of_neurons_without_scores():
     assert parts["language_model"].k == 1
 
 
+@pytest.mark.full
 def test_a_part_without_a_score_is_left_out_and_said():
     model, scores = built("spread out").model, scored("spread out")
     silent = Scores(
@@ -142,6 +147,7 @@ def test_text_alone_has_no_rows_of_what_it_does_not_reach():
 # By category --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_by_category_ranks_and_measures_each_alone():
     tiny, asked = two_kinds(), questions_and_statements()
     others = [Sample(images=[], text="what ?")]
@@ -191,6 +197,7 @@ def test_by_category_needs_categories():
 # What all tables share ----------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_all_are_measured_where_the_first_one_ends():
     """Two ways to the answers, each through gate, up and down, and idle neurons in between."""
     gate, up, down_name = (
@@ -213,6 +220,7 @@ def test_all_are_measured_where_the_first_one_ends():
     assert table["shared at 7"].tolist() == [7, 3, 2, 2]
 
 
+@pytest.mark.full
 def test_without_a_collapse_all_are_compared_where_the_first_ended():
     found = against_baselines(
         built("blank").model, samples(), scored("blank"), seeds=[0], max_k=6, **SHORT
@@ -224,6 +232,7 @@ def test_without_a_collapse_all_are_compared_where_the_first_ended():
     assert table["perplexity_ratio at 6"].notna().all()
 
 
+@pytest.mark.full
 def test_k_of_the_user_are_measured_as_well():
     found = by_matrix(
         built("spread out").model,
@@ -264,6 +273,7 @@ def test_a_table_goes_on_from_a_checkpoint(tmp_path: Path):
     assert len(told) < n_measured
 
 
+@pytest.mark.full
 def test_a_table_survives_a_disk(tmp_path: Path):
     found = against_artefacts(
         built("gate").model, samples(), scored("gate", sites=DOWN), max_k=4, seeds=[0], **SHORT

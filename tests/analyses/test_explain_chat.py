@@ -44,6 +44,7 @@ def answer(request: dict) -> Reply:
     return Reply(content=json.dumps(reply))
 
 
+@pytest.mark.full
 def test_a_chat_explains_and_simulates_and_its_cost_is_told_before(
     shapes: HookedVLM, samples: list[Sample], tmp_path: Path
 ):

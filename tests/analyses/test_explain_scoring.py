@@ -192,6 +192,7 @@ def test_better_than_chance_follows_benjamini_and_hochberg():
     assert better_than_chance(np.zeros(0), alpha=0.05).shape == (0,)
 
 
+@pytest.mark.full
 def test_random_explanations_are_seldom_better_than_chance():
     """The control: neither explanation nor neuron knows of the other."""
     rng = np.random.default_rng(8)

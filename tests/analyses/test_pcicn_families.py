@@ -91,6 +91,7 @@ def test_the_default_sites_are_those_that_the_authors_hook(llava: Tiny):
     assert sites == set(MODULES.values()) - gated | {"mlp.hook_post"}
 
 
+@pytest.mark.full
 def test_cross_attention_that_does_not_run_is_no_surprise():
     hf, processor = build("mllama")
     model = HookedVLM(hf, processor=processor)

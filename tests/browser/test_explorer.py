@@ -87,6 +87,7 @@ def test_picture_and_words_have_the_neurons_values(page: Any, explorer: Explorer
             assert share == pytest.approx(expected[entry], abs=0.01)
 
 
+@pytest.mark.full
 def test_the_strip_chooses_by_mouse_and_by_keys(page: Any, explorer: Explorer) -> None:
     order = np.argsort(-explorer._requests.layers[NAME].largest, kind="stable").tolist()
     before = page.locator(".vx-picture").screenshot()
@@ -221,6 +222,7 @@ def test_dark_pages_are_dark_and_narrow_ones_fit(
     assert inks["dark"][1] < 200 < 600 < inks["dark"][0]
 
 
+@pytest.mark.full
 def test_tiles_and_the_whole_picture_can_be_told_apart(
     offline: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_patch_says_its_value_when_pointed_at(opened):
     assert "<b>effect 7.25" in page.locator(".hovertext").text_content()
 
 
+@pytest.mark.full
 def test_a_frame_in_a_notebook_fits_its_figure(offline: Callable[..., Any], tmp_path: Path):
     figure = plots.neurons_over_tokens(NASTY, np.ones((7, 1, 1)))
     page = tmp_path / "notebook.html"

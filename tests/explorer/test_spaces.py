@@ -15,6 +15,7 @@ from vlm_lens.explorer.spaces import Entry, Space, described
 WITH_IMAGES = [name for name in FAMILIES if name != "qwen2_audio"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", WITH_IMAGES)
 def test_every_hook_point_has_a_known_space(
     of_family: Callable[[str], Requests], family: str

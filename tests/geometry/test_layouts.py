@@ -47,6 +47,7 @@ def test_boxes_tile_what_a_grid_shows(name: str, size: Size):
             assert all(a[3] == b[1] for a, b in pairwise(column))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in (*CROPS, *GAPS)])
 @settings(max_examples=40, deadline=None)
 @given(size=SIZES)
@@ -61,6 +62,7 @@ def test_together_the_views_show_the_whole_image(name: str, size: Size):
             assert area >= size[0] * size[1] * 0.999
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(max_examples=25, deadline=None)
 @given(size=SIZES)
@@ -76,6 +78,7 @@ def test_views_and_tokens_are_as_many_as_the_processor_makes(name: str, size: Si
     assert len(layout.views) == real
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(max_examples=25, deadline=None)
 @given(size=st.tuples(st.integers(24, 200), st.integers(24, 200)), data=st.data())

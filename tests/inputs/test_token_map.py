@@ -94,6 +94,7 @@ def test_a_point_lies_in_the_box_of_its_position(parts: dict, data):
         assert token_map.image_index[pos] == image
 
 
+@pytest.mark.full
 @settings(max_examples=100, deadline=None)
 @given(parts=PARTS, data=st.data())
 def test_positions_in_a_box_are_those_of_its_points(parts: dict, data):

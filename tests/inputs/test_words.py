@@ -164,6 +164,7 @@ def test_tokens_as_lists(llava: Tiny):
         llava.model([[1, 2], [3]])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_without_an_embedding_are_refused(name: str):
     model = HookedVLM(build(name)[0])

@@ -83,6 +83,7 @@ def test_later_tokens_are_grey_where_attention_is_causal():
     )
 
 
+@pytest.mark.full
 def test_of_many_tokens_the_images_are_thinned_out():
     tokens = ["<bos>", *["<image>"] * 576, *(f"w{i}" for i in range(40))]
     pattern = np.random.default_rng(0).random((32, 617, 617)).astype(np.float32)

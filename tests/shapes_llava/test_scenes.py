@@ -27,6 +27,7 @@ def test_scene_follows_the_rules(seed: int, split: str) -> None:
     assert split_of(scene.description) == split
 
 
+@pytest.mark.full
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), split=st.sampled_from(SPLITS))
 def test_digits_show_what_they_are_called_and_stay_in_their_split(seed: int, split: str) -> None:

@@ -35,6 +35,7 @@ def stored() -> dict:
     return json.loads((WEIGHTS / "accuracy.json").read_text())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_questions_are_answered_as_the_card_says(bundled: tuple, task: str) -> None:
     """Other samples than the card's; the difference allowed is that of a small sample."""
@@ -76,6 +77,7 @@ def test_sample_images_are_answered(bundled: tuple) -> None:
     assert [sample.answer for sample in samples] == list(answer(*bundled, samples))
 
 
+@pytest.mark.full
 def test_sample_images_are_those_of_the_world() -> None:
     found_samples = load_samples(IMAGES)
     made = list(sample_images())

@@ -33,6 +33,7 @@ def test_samples_are_those_of_the_world_in_other_words(task: str):
         assert str(other.answer) == str(one.answer).replace(" .", ".")
 
 
+@pytest.mark.full
 @needs_smollm2
 @pytest.mark.parametrize("task", ["image", "caption", "text"])
 def test_pieces_have_the_tokens_of_the_whole_text(task: str):

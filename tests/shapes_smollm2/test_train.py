@@ -34,6 +34,7 @@ def learner() -> Learner:
     return Learner(SHORT)
 
 
+@pytest.mark.full
 def test_a_packed_scene_has_the_losses_of_its_questions_one_by_one(learner: Learner):
     rng = Random(0)
     scene = sample_scene(rng)
@@ -121,6 +122,7 @@ def test_only_connector_and_adapters_are_trained(learner: Learner):
     assert {name.split(".")[0] for name in learner.release()} == {"connector", "adapters"}
 
 
+@pytest.mark.full
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path):
     whole = Learner(SHORT)
     train.train(whole, SHORT, tmp_path / "whole")
@@ -141,6 +143,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path):
     )
 
 
+@pytest.mark.full
 def test_a_run_with_another_seed_is_not_gone_on_with(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -150,6 +153,7 @@ def test_a_run_with_another_seed_is_not_gone_on_with(
         train.main()
 
 
+@pytest.mark.full
 def test_a_run_can_begin_with_what_another_one_shipped(learner: Learner):
     shipped = {name: torch.full_like(weight, 0.5) for name, weight in learner.release().items()}
     other = Learner(SHORT)
@@ -157,6 +161,7 @@ def test_a_run_can_begin_with_what_another_one_shipped(learner: Learner):
     assert all(bool((other.weights[name] == 0.5).all()) for name in shipped)
 
 
+@pytest.mark.full
 def test_layers_before_the_first_that_is_trained_stay_as_they_are():
     recipe = replace(SHORT, from_layer=28, dtype=torch.float32)
     learner = Learner(recipe)

@@ -89,6 +89,7 @@ def test_it_answers_and_the_one_neuron_ends_that(model: HookedVLM):
         assert right() >= 0.5 * len(samples)
 
 
+@pytest.mark.full
 @needs_smollm2
 def test_it_is_loaded_in_another_dtype_and_refuses_what_it_cannot_do():
     half = HookedVLM.from_pretrained("shapes-smollm2", dtype=torch.bfloat16)

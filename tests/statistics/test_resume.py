@@ -84,6 +84,7 @@ def test_an_iterator_has_no_length_and_resumes_too(tmp_path: Path) -> None:
     assert_identical(run(tmp_path, one_by_one()), run())
 
 
+@pytest.mark.full
 def test_goes_on_where_samples_were_added(tmp_path: Path) -> None:
     run(tmp_path, SAMPLES[:4])
     assert_identical(run(tmp_path), run())

@@ -33,6 +33,10 @@ class Watch:
     Attributes:
         states: By reducer and hook point.
 
+    Raises:
+        ValueError: While the model runs: a hook point comes by a second time, or something that is
+            read beside one comes by after it.
+
     Example:
         >>> from vlm_lens import HookedVLM, load_samples
         >>> from vlm_lens.passes import Total, mean_of
@@ -52,6 +56,7 @@ class Watch:
         self.states: dict[tuple[str, str], State] = {}
         self._model, self._reducers = model, reducers
         self._positions = Positions(made)
+        self._seen: set[str] = set()
         self._beside: dict[str, dict[str, Tensor]] = {}
         self._waiting: dict[str, Tensor] = {}
 
@@ -68,6 +73,11 @@ class Watch:
     def _keep(self, needed: Sequence[_Needed], tensor: Tensor, hook: HookPoint) -> None:
         kept: dict[Beside, Tensor] = {}
         for one in needed:
+            if one.site in self._seen:
+                raise ValueError(
+                    f"{hook.name!r} comes by after {one.site!r}, and so cannot be read beside it: "
+                    "choose sites behind it"
+                )
             if one.beside not in kept:
                 of = one.beside.of or (lambda tensor, *_: tensor)
                 kept[one.beside] = of(tensor.detach(), str(hook.name), self._positions)
@@ -76,6 +86,12 @@ class Watch:
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor | None:
         """Reduces what comes by; where gradients are wanted, as soon as there is one."""
         site = str(hook.name)
+        if site in self._seen:
+            raise ValueError(
+                f"{site!r} came by twice: a Watch is for one run on one batch, in which every part "
+                "of the model runs once. Make a new one for each run; give images and videos apart"
+            )
+        self._seen.add(site)
         plain = {n: reducer for n, reducer in self._reducers.items() if not reducer.gradient}
         beside = self._beside.pop(site, {})
         self._reduce(plain, Reading(site, tensor.detach(), self._positions, None, beside))
