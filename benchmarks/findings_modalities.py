@@ -20,7 +20,7 @@ from vlm_lens.analyses.miner_convergence import convergence
 from vlm_lens.analyses.miner_curve import ALL, masking_curve
 from vlm_lens.analyses.miner_phenomena import phenomena
 from vlm_lens.analyses.miner_sets import by_layer, overlap
-from vlm_lens.analyses.miner_tasks import CLEAN
+from vlm_lens.experiments import CLEAN
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.shapes_llava.world import CATEGORIES, make_samples
 

@@ -128,9 +128,9 @@ tasks = {"image": samples[:8], "text": load_samples("shapes-llava", task="text",
 masking_curve(model, scores, tasks, ratios=[0.02, 0.1, 0.3], seeds=[0]).plot()
 """,
     "MINER: whose neurons matter for which task": """
-from vlm_lens.analyses.miner_specificity import specificity
+from vlm_lens.experiments import matrix
 
-specificity(model, selected, tasks, seeds=[0]).plot()
+matrix(model, selected, tasks, seeds=[0]).plot()
 """,
     "MINER: how near modalities come to each other": """
 from vlm_lens.analyses.miner_convergence import convergence

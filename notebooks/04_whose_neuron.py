@@ -23,7 +23,7 @@ from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import miner, neuron_types
 from vlm_lens.analyses.miner_curve import masking_curve
 from vlm_lens.analyses.miner_sets import overlap
-from vlm_lens.analyses.miner_specificity import specificity
+from vlm_lens.experiments import matrix
 from vlm_lens.passes import Watch
 
 torch.set_grad_enabled(False)
@@ -199,14 +199,14 @@ curve.plot()
 
 # %%
 most = miner.select(scores, ratio=0.3)
-whose = specificity(model, {m: most[m] for m in ("text", "image")}, tasks, seeds=[0, 1])
+whose = matrix(model, {m: most[m] for m in ("text", "image")}, tasks, seeds=[0, 1])
 whose.plot()
 
 # %%
 if BUNDLED:
     early = curve.table().query("ratio == 0.02")
     assert (early["clean"] - early[["text", "image"]].min(axis=1)).max() < 0.05
-    drops = whose.matrix("drop")
+    drops = whose.wide("drop")
     assert drops.loc["text", "image"] > 0.3
     assert drops.loc["text", "text"] > 0.1
     assert drops.loc["image"].max() < 0.05

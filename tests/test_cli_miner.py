@@ -19,7 +19,7 @@ from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_curve import MaskingCurve, masking_curve
 from vlm_lens.analyses.miner_scores import ModalityScores
 from vlm_lens.analyses.miner_sets import LayerCounts, Overlap
-from vlm_lens.analyses.miner_specificity import Specificity, specificity
+from vlm_lens.experiments import Matrix, matrix
 
 FEW = ("--n", 3, "--ratio", 0.2)
 ASKED = ("--ratios", 0.05, 0.2, "--n-measured", 2, "--seeds", 4, 5, "--max-new-tokens", 2)
@@ -60,7 +60,7 @@ def page_in(folder: Path) -> Page:
 def frames_in(folder: Path) -> dict[str, Any]:
     """All measurements in a folder, as they are on disk but for their dates."""
     found: dict[str, Any] = {}
-    for kind in (Specificity, MaskingCurve, LayerCounts, Overlap):
+    for kind in (Matrix, MaskingCurve, LayerCounts, Overlap):
         for path in sorted(folder.glob(f"**/{kind.KIND}.json")):
             if "checkpoint" not in path.parts:
                 name = str(path.relative_to(folder))
@@ -140,8 +140,8 @@ def test_controls_are_what_the_functions_measure(
     tasks = {name: samples[:2] for name, samples in data.items()}
     scores = miner.score(llava.model, data)
     options: dict[str, Any] = {"seeds": [4, 5], "value": "min", "max_new_tokens": 2}
-    found = specificity(llava.model, miner.select(scores, ratio=0.2), tasks, **options)
-    assert Specificity.load(out).frame.equals(found.frame)
+    found = matrix(llava.model, miner.select(scores, ratio=0.2), tasks, **options)
+    assert Matrix.load(out).frame.equals(found.frame)
     for place, complement in (("", False), ("complement", True)):
         curve = masking_curve(
             llava.model, scores, tasks, ratios=[0.05, 0.2], complement=complement, **options
@@ -178,7 +178,7 @@ def test_a_modality_that_never_occurs_is_left_out_and_said(
     assert {path.stem for path in (out / "selected").iterdir()} == {"text", "special"}
     said = capsys.readouterr().out
     assert "left out of selections: image, video, audio" in said
-    assert "image" not in Specificity.load(out).frame["masked"].tolist()
+    assert "image" not in Matrix.load(out).frame["masked"].tolist()
     page_in(out)
     assert len(loaded) == 1
 
@@ -203,7 +203,7 @@ def test_an_empty_set_is_said_and_is_never_nan(
     said = capsys.readouterr().out
     assert "No neuron was selected for" in said
     assert "nan" not in said.lower()
-    assert len(Specificity.load(out).frame["masked"].unique()) == 1
+    assert len(Matrix.load(out).frame["masked"].unique()) == 1
     page_in(out)
     assert len(loaded) == 1
 
@@ -354,10 +354,10 @@ def test_interrupted_controls_go_on_and_may_be_added_later(
     given = ("miner", *FEW, *ASKED, "--tasks", "image", "text")
     assert run(*given, "--controls", "--out", whole) == 0
     assert run(*given, "--out", halved) == 0
-    assert not (halved / "specificity.json").exists()
+    assert not (halved / "matrix.json").exists()
     # Two batches for each set's tasks, two for the first ratio of the curve, one of the second.
     interrupt("scored", 5, *given, "--controls", "--out", halved)
-    assert (halved / "specificity.json").exists()
+    assert (halved / "matrix.json").exists()
     assert not (halved / "masking_curve.json").exists()
     batches = watch(monkeypatch, "scored", lambda done, total: (done, total))
     assert run(*given, "--controls", "--out", halved) == 0
@@ -365,7 +365,7 @@ def test_interrupted_controls_go_on_and_may_be_added_later(
     found = frames_in(halved)
     assert sorted(found) == [
         *("complement/masking_curve.json", "layer_counts.json", "masking_curve.json"),
-        *("set_overlap.json", "specificity.json"),
+        *("matrix.json", "set_overlap.json"),
     ]
     assert found == frames_in(whole)
     batches.clear()

@@ -13,7 +13,7 @@ from tests.page import Page, assert_self_contained
 from vlm_lens.analyses.miner_curve import MaskingCurve
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.miner_sets import by_layer, overlap
-from vlm_lens.analyses.miner_specificity import Specificity
+from vlm_lens.experiments import Matrix
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.report import miner_words as words
 from vlm_lens.report.mined import Mined
@@ -61,7 +61,7 @@ def found(*, own: dict[str, dict[str, list[int]]] | None = None, **changes: Any)
     return Mined(**(given | changes))
 
 
-def specificity(drops: dict[tuple[str, str], float], *, error: float = 0.02) -> Specificity:
+def specificity(drops: dict[tuple[str, str], float], *, error: float = 0.02) -> Matrix:
     """Random neurons do up to 5 points of harm."""
     random = {"control": 0.02, "control_low": 0.0, "control_high": 0.05, "standard_error": error}
     rows = [
@@ -69,7 +69,7 @@ def specificity(drops: dict[tuple[str, str], float], *, error: float = 0.02) -> 
         | {"drop": drop, "excess": drop - 0.02, "n_samples": 50, **random}
         for (masked, task), drop in drops.items()
     ]
-    return Specificity(pd.DataFrame(rows))
+    return Matrix(pd.DataFrame(rows))
 
 
 def drops(**changed: float) -> dict[tuple[str, str], float]:

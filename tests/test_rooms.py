@@ -10,8 +10,9 @@ import pytest
 from tests.imports import imports, modules, room
 
 ROOMS = (
-    *("hooks", "architectures", "inputs", "model", "neurons", "results", "passes", "masking"),
-    *("statistics", "plots", "analyses", "report", "explorer", "cli", "teaching"),
+    *("hooks", "architectures", "inputs", "model", "neurons", "results", "passes", "edits"),
+    *("masking", "statistics", "plots", "experiments", "analyses", "report", "explorer", "cli"),
+    "teaching",
 )
 """From the ground up."""
 

@@ -14,7 +14,7 @@ from vlm_lens.analyses.miner_convergence import Convergence, convergence
 from vlm_lens.analyses.miner_curve import MaskingCurve
 from vlm_lens.analyses.miner_phenomena import phenomena
 from vlm_lens.analyses.miner_sets import by_layer, overlap
-from vlm_lens.analyses.miner_specificity import Specificity
+from vlm_lens.experiments import Matrix
 from vlm_lens.neurons import NeuronSet
 
 ASKED = [Sample(images=[picture(i)], text="what color ?") for i in range(6)]
@@ -38,14 +38,14 @@ def row(masked: str, task: str, drop: float, controls: tuple[float, float, float
     }
 
 
-def result(**changes) -> Specificity:
+def result(**changes) -> Matrix:
     rows = [
         row("image", "vqa", 0.5, (0.02, 0.0, 0.05)),
         row("image", "mmlu", -0.03, (0.0, 0.0, 0.0)),
         row("<text>", "vqa", 0.04, (0.02, 0.0, 0.05)),
         row("<text>", "mmlu", 0.0, (0.0, 0.0, 0.0)),
     ]
-    return Specificity(pd.DataFrame(rows), **changes)
+    return Matrix(pd.DataFrame(rows), **changes)
 
 
 def test_cells_say_what_is_lost_and_what_random_neurons_lose():
@@ -84,7 +84,7 @@ def test_figures_grow_with_the_table():
     small = result().plot()
     frame = pd.concat([result().frame.assign(task=f"task {i}") for i in range(6)])
     frame = frame.drop_duplicates(["masked", "task"])
-    assert Specificity(frame).plot().layout.width > small.layout.width
+    assert Matrix(frame).plot().layout.width > small.layout.width
 
 
 def test_overlap_is_symmetric_and_the_diagonal_empty():

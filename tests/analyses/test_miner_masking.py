@@ -9,8 +9,8 @@ from vlm_lens import NeuronSet, Sample
 from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_curve import ALL, MaskingCurve, masking_curve
 from vlm_lens.analyses.miner_scores import ModalityScores
-from vlm_lens.analyses.miner_specificity import Specificity, specificity
-from vlm_lens.analyses.miner_tasks import CLEAN, Masking, measure
+from vlm_lens.edits import Set
+from vlm_lens.experiments import CLEAN, Matrix, matrix, measure
 from vlm_lens.neurons.controls import random_neurons
 
 
@@ -25,31 +25,33 @@ def scores(plants: PlantedTasks) -> ModalityScores:
 
 
 @pytest.fixture(scope="module")
-def matrix(plants: PlantedTasks, scores: ModalityScores) -> Specificity:
+def measured(plants: PlantedTasks, scores: ModalityScores) -> Matrix:
     sets = {
         name: NeuronSet([neuron], sizes=scores.sizes)
         for name, neuron in (("image", plants.image), ("text", plants.text))
     }
-    return specificity(plants.model, sets, plants.tasks, max_new_tokens=1)
+    return matrix(plants.model, sets, plants.tasks, max_new_tokens=1)
 
 
-# Specificity --------------------------------------------------------------------------------------
+# The matrix ---------------------------------------------------------------------------------------
 
 
-def test_neurons_of_one_task_are_specific_to_it(matrix: Specificity):
-    assert matrix.matrix("drop").to_numpy().tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    assert matrix.matrix("control").to_numpy().tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    assert matrix.matrix().equals(matrix.matrix("drop"))  # excess
-    assert matrix.matrix("clean").to_numpy().tolist() == [[1.0, 1.0], [1.0, 1.0]]
-    assert list(matrix.matrix().index) == ["image", "text"]
+def test_neurons_of_one_task_are_specific_to_it(measured: Matrix):
+    assert measured.wide("drop").to_numpy().tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert measured.wide("control").to_numpy().tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert measured.wide().equals(measured.wide("drop"))  # excess
+    assert measured.wide("clean").to_numpy().tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert list(measured.wide().index) == ["image", "text"]
+    both = measured.own_and_cross()
+    assert both.to_numpy().tolist() == [["image", 1.0, 0.0, 1.0, 0.0], ["text", 1.0, 0.0, 1.0, 0.0]]
 
 
 def test_selected_neurons_are_found_to_be_specific(plants: PlantedTasks, scores: ModalityScores):
     selected = miner.select(scores, ratio=0.15)
     assert plants.image in selected["image"]
     assert plants.text in selected["text"]
-    found = specificity(plants.model, selected, plants.tasks, max_new_tokens=1, seeds=range(4))
-    drops = found.matrix("drop")
+    found = matrix(plants.model, selected, plants.tasks, max_new_tokens=1, seeds=range(4))
+    drops = found.wide("drop")
     assert (drops.loc["image", "image"], drops.loc["image", "text"]) == (1.0, 0.0)
     assert (drops.loc["text", "text"], drops.loc["text", "image"]) == (1.0, 0.0)
 
@@ -58,37 +60,37 @@ def test_controls_are_random_neurons_of_the_same_layers(plants: PlantedTasks):
     every = NeuronSet.from_indices(
         {"blocks.0.mlp.hook_act": range(0, 64, 2)}, sizes={"blocks.0.mlp.hook_act": 64}
     )  # even ones: the planted ones are odd
-    found = specificity(plants.model, {"even": every}, plants.tasks, seeds=(3, 4), max_new_tokens=1)
+    found = matrix(plants.model, {"even": every}, plants.tasks, seeds=(3, 4), max_new_tokens=1)
     row = found.frame.iloc[0]
     assert (row.control, row.control_low, row.control_high) == (1.0, 1.0, 1.0)
     assert row.excess == -1.0
-    maskings = {str(s): Masking(random_neurons(every, seed=s)) for s in (3, 4)}
+    maskings = {str(s): Set(random_neurons(every, seed=s)) for s in (3, 4)}
     grades = measure(plants.model, plants.tasks, maskings, max_new_tokens=1)
     assert [grades.drop(name, "image")[0] for name in maskings] == [1.0, 1.0]
 
 
 def test_a_matrix_needs_sets_and_seeds(plants: PlantedTasks):
     with pytest.raises(ValueError, match="got 0 and 3"):
-        specificity(plants.model, {}, plants.tasks)
+        matrix(plants.model, {}, plants.tasks)
     with pytest.raises(ValueError, match="got 1 and 0"):
-        specificity(plants.model, {"a": NeuronSet([plants.image])}, plants.tasks, seeds=())
+        matrix(plants.model, {"a": NeuronSet([plants.image])}, plants.tasks, seeds=())
     with pytest.raises(ValueError, match="is not known"):
         NeuronSet([plants.image]).sample_control()
 
 
-def test_a_matrix_is_saved_and_loaded(matrix: Specificity, tmp_path):
-    matrix.save(tmp_path)
-    loaded = Specificity.load(tmp_path)
-    assert loaded.frame.equals(matrix.frame)
-    assert loaded.parameters == matrix.parameters
+def test_a_matrix_is_saved_and_loaded(measured: Matrix, tmp_path):
+    measured.save(tmp_path)
+    loaded = Matrix.load(tmp_path)
+    assert loaded.frame.equals(measured.frame)
+    assert loaded.parameters == measured.parameters
     assert loaded.parameters["seeds"] == [0, 1, 2]
-    assert str(loaded) == str(matrix)
-    assert "<table" in matrix._repr_html_()
+    assert str(loaded) == str(measured)
+    assert "<table" in measured._repr_html_()
     with pytest.raises(FileNotFoundError):
         MaskingCurve.load(tmp_path)
-    (tmp_path / "specificity.json").write_text("{}")
+    (tmp_path / "matrix.json").write_text("{}")
     with pytest.raises(ValueError, match="damaged"):
-        Specificity.load(tmp_path)
+        Matrix.load(tmp_path)
 
 
 # Curves -------------------------------------------------------------------------------------------

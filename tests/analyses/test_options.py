@@ -13,7 +13,7 @@ from vlm_lens import NeuronSet, Sample
 from vlm_lens.analyses import can, critical_tables, miner, pcicn
 from vlm_lens.analyses.entry_scores import EntryScores
 from vlm_lens.analyses.miner_curve import masking_curve
-from vlm_lens.analyses.miner_specificity import specificity
+from vlm_lens.experiments import matrix
 
 NAME = "blocks.0.mlp.hook_post"
 NEURONS = NeuronSet.from_indices({NAME: [1, 2]}, sizes={NAME: 64})
@@ -49,6 +49,6 @@ def test_a_search_refuses_an_option_that_it_has_not_before_it_scores(llava: Tiny
 
 def test_a_masking_curve_refuses_an_option_that_it_has_not(llava: Tiny):
     scores = miner.score(llava.model, [SAMPLE])
-    for run, given in ((masking_curve, scores), (specificity, {})):
+    for run, given in ((masking_curve, scores), (matrix, {})):
         with pytest.raises(TypeError, match="unexpected keyword 'batchsize'. Nearest: batch_size"):
             run(llava.model, given, {}, batchsize=3)

@@ -25,7 +25,6 @@ from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.logit_effect import LogitEffect
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
 from vlm_lens.masking.measurement import Measurement, Stages
@@ -33,6 +32,7 @@ from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import Result
 from vlm_lens.results.packing import packed_whole, unpacked
 from vlm_lens.results.scores import Scores
+from vlm_lens.results.table import TableResult
 from vlm_lens.statistics import NeuronStatistics, TopSamples
 from vlm_lens.statistics.moments import Moments
 from vlm_lens.statistics.site_statistics import SiteStatistics

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 
 from vlm_lens.analyses.miner import left_out_notes, separate
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import SPLITS, Split
-from vlm_lens.analyses.miner_tasks import CLEAN, Masking, Value
+from vlm_lens.edits import Edit, Set, Value
+from vlm_lens.experiments import CLEAN
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.controls import random_neurons
@@ -29,6 +29,7 @@ from vlm_lens.passes.data import Data, named
 from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -90,7 +91,7 @@ def last_token_attention(
         datasets: Samples or prepared inputs, as for `miner.score`.
         selected: Neurons to mask, by name, each set by itself.
         seeds: Of random neurons of the same layers, for each set; none for no control.
-        value: What masked neurons become; see `miner_tasks.Masking`.
+        value: What masked neurons become; see `vlm_lens.edits.Set`.
         split: Which modalities are told apart.
         batch_size: How many samples run at once.
         on_batch: Called after each batch of each run with the number of batches done and of all.
@@ -107,30 +108,30 @@ def last_token_attention(
     """
     decoder_for(model, "what its last token attends to")
     by_name = named(datasets)
-    maskings: dict[str, Masking | None] = {CLEAN: None}
+    edits: dict[str, Edit | None] = {CLEAN: None}
     for name, neurons in (selected or {}).items():
-        maskings[name] = Masking(neurons, value)
+        edits[name] = Set(neurons, value)
         for seed in seeds:
-            maskings[f"{name}, random {seed}"] = Masking(random_neurons(neurons, seed=seed), value)
+            edits[f"{name}, random {seed}"] = Set(random_neurons(neurons, seed=seed), value)
     names = [
         name
         for name in model.hook_dict
         if name.startswith("blocks.") and name.endswith(".attn.hook_pattern")
     ]
     rows, notes = [], []
-    for name, masking in maskings.items():
+    for name, edit in edits.items():
         passed = one_pass(
             model,
             by_name,
             {"mass": LastToken(split)},
             sites=names,
-            under=None if masking is None else partial(_hooks, masking),
+            under=None if edit is None else partial(_hooks, edit),
             run=Run(batch_size=batch_size, on_batch=on_batch),
         )
         rows += _rows(passed, names, name, split)
         notes += left_out_notes(passed)
     columns = ["layer", "name", "modality", "masked", "mass", "uniform", "n_samples"]
-    orders = names, SPLITS[split], list(maskings)
+    orders = names, SPLITS[split], list(edits)
     rows.sort(key=lambda row: [some.index(one) for some, one in zip(orders, row[1:4], strict=True)])
     return LastTokenAttention(
         pd.DataFrame(rows, columns=columns),
@@ -139,8 +140,8 @@ def last_token_attention(
     )
 
 
-def _hooks(masking: Masking, batch: Batch) -> list[Any]:
-    return masking.hooks(batch.prompts)
+def _hooks(edit: Edit, batch: Batch) -> list[Any]:
+    return edit.hooks(batch.prompts)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import Split
 from vlm_lens.analyses.miner_states import pooled_states
 from vlm_lens.counted import counted
@@ -25,6 +24,7 @@ from vlm_lens.passes.data import Data
 from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,23 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from vlm_lens.analyses.miner import Strategy, select
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_scores import WEIGHTS, ModalityScores, Weights, checked_weights
-from vlm_lens.analyses.miner_tasks import (
-    CLEAN,
-    Grades,
-    Masking,
-    Tasks,
-    Value,
-    measure,
-    standard_error,
-)
+from vlm_lens.edits import Edit, Set, Value
+from vlm_lens.experiments import CLEAN, Grades, measure
+from vlm_lens.experiments.measure import Tasks, standard_error
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.controls import random_neurons
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -135,7 +129,7 @@ def masking_curve(
     Args:
         model: The model.
         scores: Of `miner.score`.
-        tasks: Samples with answers, by task; see `miner_tasks.measure`.
+        tasks: Samples with answers, by task; see `vlm_lens.experiments.measure`.
         ratios: Shares of all neurons; see `miner.select`. One so small that no neuron is selected
             is left out, and the notes say so.
         strategy: How neurons are selected.
@@ -144,7 +138,7 @@ def masking_curve(
         value: What masked neurons become: "zero", "min" (both the authors') or a number.
         complement: Whether all neurons but the selected ones are masked.
         seeds: Of the random controls; none for no control.
-        **options: Of `miner_tasks.measure`: how answers are graded, the batch size, ...
+        **options: Of `vlm_lens.experiments.measure`: how answers are graded, the batch size, ...
 
     Raises:
         ValueError: An argument is not what it has to be.
@@ -167,14 +161,14 @@ def masking_curve(
         raise ValueError(f"expected modalities of {[*scores.occurring, ALL]}, got {unknown[0]!r}")
     selected, notes = _selected(scores, ratios, strategy, weights)
     rows: dict[str, tuple[Any, ...]] = {CLEAN: (0.0, CLEAN, False, NO_SEED, 0)}
-    maskings: dict[str, Masking] = {}
+    edits: dict[str, Edit] = {}
     for (ratio, name), neurons in selected.items():
         for seed in (NO_SEED, *seeds) if name in wanted else ():
             chosen = neurons if seed == NO_SEED else random_neurons(neurons, seed=seed)
             key = f"{ratio} {name} {seed}"
             rows[key] = (ratio, name, seed != NO_SEED, seed, len(chosen))
-            maskings[key] = Masking(chosen, value, complement, tuple(scores))
-    grades = measure(model, tasks, maskings, **options)
+            edits[key] = Set(chosen, value, complement, tuple(scores))
+    grades = measure(model, tasks, edits, **options)
     parameters = {
         "strategy": strategy,
         "weights": checked_weights(weights),

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.analyses.miner_states import PooledStates, States, pooled_states
 from vlm_lens.model import HookedVLM
 from vlm_lens.passes.data import Data
 from vlm_lens.passes.run import OnBatch
 from vlm_lens.plots.lines import Panel, lines, lines_of
 from vlm_lens.results import provenance
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

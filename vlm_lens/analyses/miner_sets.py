@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from vlm_lens.analyses.miner_results import TableResult
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import natural_order, split_name
 from vlm_lens.plots.cells import Cell, cells
 from vlm_lens.plots.layout import shown
 from vlm_lens.plots.lines import Panel, lines, lines_of
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

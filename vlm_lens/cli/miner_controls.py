@@ -18,8 +18,8 @@ from vlm_lens.cli.values import finite
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_scores import ModalityScores
-    from vlm_lens.analyses.miner_specificity import Specificity
     from vlm_lens.data import Sample
+    from vlm_lens.experiments import Matrix
     from vlm_lens.model import HookedVLM
     from vlm_lens.report.mined import Mined
 
@@ -111,20 +111,20 @@ class Controls:
             "max_new_tokens": self.arguments.max_new_tokens,
         }
 
-    def _specificity(self, found: Mined, tasks: dict[str, list[Sample]]) -> Specificity:
-        from vlm_lens.analyses.miner_specificity import Specificity, specificity
+    def _specificity(self, found: Mined, tasks: dict[str, list[Sample]]) -> Matrix:
+        from vlm_lens.experiments import Matrix, matrix
 
         some = {modality: neurons for modality, neurons in found.selected.items() if neurons}
         sizes = found.scores.sizes
         with bar("each modality", "batches") as shown:
             make = partial(
-                specificity,
+                matrix,
                 *(self.model, some, tasks),
                 sizes=sizes,
                 on_batch=shown.scored,
                 **self._options,
             )
-            return self.folder.kept("", kind=Specificity.KIND, load=Specificity.load, make=make)
+            return self.folder.kept("", kind=Matrix.KIND, load=Matrix.load, make=make)
 
     def _curve(
         self,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_scores import ModalityScores
     from vlm_lens.analyses.miner_sets import LayerCounts, Overlap
-    from vlm_lens.analyses.miner_specificity import Specificity
+    from vlm_lens.experiments import Matrix
     from vlm_lens.neurons import NeuronSet
 
 
@@ -40,7 +40,7 @@ class Mined:
     weights: Sequence[int | float]
     layers: LayerCounts
     overlap: Overlap | None
-    specificity: Specificity | None = None
+    specificity: Matrix | None = None
     curve: MaskingCurve | None = None
     complement: MaskingCurve | None = None
 

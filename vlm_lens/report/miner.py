@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_scores import ModalityScores
     from vlm_lens.analyses.miner_sets import Overlap
-    from vlm_lens.analyses.miner_specificity import Specificity
+    from vlm_lens.experiments import Matrix
     from vlm_lens.report.mined import Mined
 
 _BEST = 10
@@ -138,7 +138,7 @@ def of_overlap(overlap: Overlap) -> Table:
     return of_frame(pd.DataFrame(rows))
 
 
-def of_specificity(specificity: Specificity) -> Table:
+def of_specificity(specificity: Matrix) -> Table:
     """What each task loses without each set, and without random neurons."""
     rows = []
     for row in specificity.frame.to_dict("records"):

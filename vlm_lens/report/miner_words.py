@@ -12,7 +12,7 @@ from vlm_lens.report.words import listing
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_sets import Overlap
-    from vlm_lens.analyses.miner_specificity import Specificity
+    from vlm_lens.experiments import Matrix
     from vlm_lens.report.mined import Mined
 
 ERRORS = 2
@@ -49,7 +49,7 @@ def between(low: float, high: float) -> str:
 
 
 def is_beyond(row: Mapping[Any, Any]) -> bool:
-    """Whether a row of `Specificity` is a loss that random neurons do not explain.
+    """Whether a row of `Matrix` is a loss that random neurons do not explain.
 
     Example:
         >>> row = {"drop": 0.5, "control_high": 0.1, "standard_error": 0.05}
@@ -165,7 +165,7 @@ def on_overlap(overlap: Overlap) -> list[str]:
     return [f"{'; '.join(pairs)}. What is shared is not one modality's own."]
 
 
-def on_specificity(found: Mined, specificity: Specificity) -> list[str]:
+def on_specificity(found: Mined, specificity: Matrix) -> list[str]:
     """What masking each set does, and whether that tells modalities apart."""
     rows = specificity.frame.to_dict("records")
     clean = {row["task"]: row["clean"] for row in rows}

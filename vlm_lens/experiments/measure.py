@@ -1,35 +1,29 @@
-"""How well a model does its tasks, as it is and without some of its neurons."""
+"""How well a model does its tasks, as it is and under edits."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.counted import counted
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
+from vlm_lens.edits import Edit
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.inputs import Inputs
-from vlm_lens.inputs.owners import NO_SAMPLE, PositionOwners, part_of
 from vlm_lens.masking.replay import replay_below
 from vlm_lens.model import HookedVLM
-from vlm_lens.neurons import NeuronSet
-from vlm_lens.neurons.checks import finite_number
 from vlm_lens.parts import text_for
 from vlm_lens.passes import Answers, make_batch
 from vlm_lens.passes.answers import greedy_tokens
 from vlm_lens.passes.data import Chunk, chunks_of
 from vlm_lens.passes.one_pass import REFUSED
 from vlm_lens.passes.run import OnBatch
-
-Value = Literal["zero", "min"] | int | float
-"""What masked neurons become: 0, the smallest activation of their layer, or a number."""
 
 Grade = Callable[[str, Sample], float]
 """From an answer and the sample that was asked to a number from 0 (wrong) to 1 (right)."""
@@ -74,87 +68,6 @@ def exact_match(answer: str, sample: Sample) -> float:
     return float(answer.lower().split() == str(sample.answer).lower().split())
 
 
-# Masking ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Masking:
-    """Neurons to do without, at all positions of the prompt and of the answer.
-
-    Attributes:
-        neurons: Which.
-        value: What they become. "min" is, as in the authors' code, the smallest activation that any
-            neuron of the layer has at that moment; here in the same sample, padding set aside, so
-            that it does not depend on the batch.
-        complement: Whether all others are masked instead, at `sites`.
-        sites: For a complement; by default the hook points of the neurons.
-
-    Raises:
-        ValueError: The value is neither "zero" nor "min" nor a finite number, or there are no hook
-            points to mask a complement at.
-    """
-
-    neurons: NeuronSet
-    value: Value = "zero"
-    complement: bool = False
-    sites: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.value not in ("zero", "min"):
-            finite_number("the value, unless 'zero' or 'min',", self.value)
-        if self.complement and not self.names:
-            raise ValueError("the complement of no neurons needs sites to mask all neurons at")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The hook points that are masked."""
-        return (self.sites or self.neurons.names) if self.complement else self.neurons.names
-
-    def hooks(self, inputs: Inputs) -> list[tuple[str, Callable[..., Tensor]]]:
-        """Hooks that mask, for a run on these inputs."""
-        indices = self.neurons.indices
-        none = torch.zeros(0, dtype=torch.long)
-        owners = PositionOwners.of_run(inputs, inputs.token_map)
-        return [(name, _MaskHook(self, indices.get(name, none), owners)) for name in self.names]
-
-
-class _MaskHook:
-    def __init__(self, masking: Masking, indices: Tensor, owners: PositionOwners) -> None:
-        self._masking, self._indices, self._owners = masking, indices, owners
-        self._chosen: Bool[Tensor, " d"] | None = None
-
-    def __call__(self, tensor: Float[Tensor, "batch pos d"], hook: Any) -> Tensor:
-        if self._chosen is None:
-            self._chosen = self._mask(tensor.shape[-1], str(hook.name)).to(tensor.device)
-        return torch.where(self._chosen, self._fill(tensor, str(hook.name)), tensor)
-
-    def _mask(self, size: int, name: str) -> Bool[Tensor, " d"]:
-        if len(self._indices) and int(self._indices.max()) >= size:
-            raise IndexError(
-                f"neuron {name}[{int(self._indices.max())}] does not exist: {name!r} has {size} "
-                "neurons. Check that the neurons come from this model and this site."
-            )
-        mask = torch.full((size,), self._masking.complement)
-        mask[self._indices] = not self._masking.complement
-        return mask
-
-    def _fill(self, tensor: Tensor, name: str) -> Tensor:
-        value = self._masking.value
-        if value != "min":
-            return tensor.new_tensor(0.0 if value == "zero" else float(value))
-        real = self._real(name, *tensor.shape[:2])
-        real[~real.any(1)] = True  # of nobody's row, whatever there is
-        tensor = tensor.masked_fill(~real[..., None].to(tensor.device), torch.inf)
-        return tensor.amin((1, 2), keepdim=True)
-
-    def _real(self, name: str, n_rows: int, n_positions: int) -> Bool[Tensor, "row pos"]:
-        """Which positions there are; new ones that come after a prompt all are."""
-        prompt = self._owners.real.get(part_of(name))
-        if prompt is not None and prompt.shape[1] != n_positions:
-            return torch.ones(n_rows, n_positions, dtype=torch.bool)
-        return self._owners.of(name, n_rows, n_positions) != NO_SAMPLE
-
-
 # Measuring ----------------------------------------------------------------------------------------
 
 
@@ -163,16 +76,16 @@ class Grades:
     """What each sample's answer is worth.
 
     Attributes:
-        of: By masking (`CLEAN` among them) and task, one grade for each sample.
+        of: By edit (`CLEAN` among them) and task, one grade for each sample.
         notes: Samples that do not count, and why.
     """
 
     of: dict[str, dict[str, Float[Tensor, " sample"]]]
     notes: tuple[str, ...]
 
-    def drop(self, masking: str, task: str) -> tuple[float, float]:
+    def drop(self, edit: str, task: str) -> tuple[float, float]:
         """By how much the mean grade falls, and the standard error of that over samples."""
-        fall = self.of[CLEAN][task] - self.of[masking][task]
+        fall = self.of[CLEAN][task] - self.of[edit][task]
         return float(fall.mean()), standard_error(fall)
 
 
@@ -185,21 +98,21 @@ def standard_error(values: Float[Tensor, " sample"]) -> float:
 def measure(
     model: HookedVLM,
     tasks: Tasks,
-    maskings: Mapping[str, Masking],
+    edits: Mapping[str, Edit],
     *,
     grade: Grade = exact_match,
     batch_size: int = 16,
     max_new_tokens: int = 20,
     on_batch: OnBatch | None = None,
 ) -> Grades:
-    """Grades greedy answers, with nothing masked and with each masking.
+    """Grades greedy answers, of the model as it is, and under each edit.
 
     What comes before the language model runs once for all of them.
 
     Args:
         model: The model.
         tasks: Samples with answers, by task.
-        maskings: By name.
+        edits: By name.
         grade: What an answer is worth.
         batch_size: How many samples run at once.
         max_new_tokens: At most so many tokens of an answer.
@@ -210,20 +123,21 @@ def measure(
         say so.
 
     Raises:
-        ValueError: There are no tasks, none of a task's samples has an answer, or a masking is
+        ValueError: There are no tasks, none of a task's samples has an answer, or an edit is
             called `CLEAN`.
         HookNameError, IndexError: Neurons are not of this model.
 
     Example:
-        >>> from vlm_lens import load_samples
+        >>> from vlm_lens import HookedVLM, NeuronSet, load_samples
+        >>> from vlm_lens.edits import Set
         >>> model = HookedVLM.from_pretrained("shapes-llava")
         >>> every = {f"blocks.{layer}.mlp.hook_act": range(384) for layer in range(6)}
         >>> tasks = {"image": load_samples("shapes-llava", n=8)}
-        >>> grades = measure(model, tasks, {"all": Masking(NeuronSet.from_indices(every))})
+        >>> grades = measure(model, tasks, {"all": Set(NeuronSet.from_indices(every))})
         >>> {name: float(of["image"].mean()) for name, of in grades.of.items()}
         {'none': 1.0, 'all': 0.0}
     """
-    if CLEAN in maskings:
+    if CLEAN in edits:
         raise ValueError(f"{CLEAN!r} is the name of what the model does as it is: rename the set")
     if max_new_tokens < 1:
         raise ValueError(f"expected max_new_tokens of at least 1, got {max_new_tokens}")
@@ -235,11 +149,11 @@ def measure(
         name: [s for one in items for s in _samples(one)] for name, items in counted.items()
     }
     found: dict[str, dict[str, list[float]]] = {
-        name: {task: [] for task in counted} for name in (CLEAN, *maskings)
+        name: {task: [] for task in counted} for name in (CLEAN, *edits)
     }
     for done, chunk in enumerate(chunks, 1):
         samples = [expected[chunk.dataset][number] for number in chunk.numbers]
-        for name, answers in _answers(model, chunk, maskings, max_new_tokens).items():
+        for name, answers in _answers(model, chunk, edits, max_new_tokens).items():
             pairs = zip(answers, samples, strict=True)
             found[name][chunk.dataset] += [float(grade(*pair)) for pair in pairs]
         if on_batch is not None:
@@ -284,20 +198,20 @@ def _samples(one: Sample | Answered) -> list[Sample]:
 
 
 def _answers(
-    model: HookedVLM, chunk: Chunk, maskings: Mapping[str, Masking], max_new_tokens: int
+    model: HookedVLM, chunk: Chunk, edits: Mapping[str, Edit], max_new_tokens: int
 ) -> dict[str, list[str]]:
-    """The greedy answers to a batch, with each masking."""
+    """The greedy answers to a batch, with each edit."""
     try:
         inputs = make_batch(model, chunk.content, Answers()).prompts
     except REFUSED as error:
         first, last = chunk.numbers[0], chunk.numbers[-1]
         error.add_note(f"In task {chunk.dataset!r}, samples {first} to {last}.")
         raise
-    names = sorted({name for masking in maskings.values() for name in masking.names})
+    names = sorted({name for edit in edits.values() for name in edit.names})
     replay = replay_below(model, names, generating=True)
     answers = {}
-    for name, masking in {CLEAN: None, **maskings}.items():
-        hooks = [] if masking is None else masking.hooks(inputs)
+    for name, edit in {CLEAN: None, **edits}.items():
+        hooks = [] if edit is None else edit.hooks(inputs)
         with warnings.catch_warnings(), model.hooks(hooks), replay.running():
             # Mllama leaves its cross-attention layers out where there is no image.
             warnings.simplefilter("ignore", HookNeverFiredWarning)

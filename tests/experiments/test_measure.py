@@ -11,13 +11,8 @@ from tests.conftest import assert_no_hooks
 from tests.families import build
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM, NeuronSet, Sample
-from vlm_lens.analyses.miner_tasks import (
-    CLEAN,
-    Answered,
-    Masking,
-    exact_match,
-    measure,
-)
+from vlm_lens.edits import Add, Scale, Set
+from vlm_lens.experiments import CLEAN, Answered, exact_match, measure
 from vlm_lens.neurons.controls import random_neurons
 
 NAME = "blocks.1.mlp.hook_act"
@@ -54,7 +49,7 @@ def test_zero_and_numbers_replace_the_chosen_neurons(llava: Tiny):
     inputs = prompts(llava.model)
     clean = seen(llava.model, inputs, [])
     for value, expected in (("zero", 0.0), (2.5, 2.5)):
-        masked = seen(llava.model, inputs, Masking(some(3, 7), value).hooks(inputs))
+        masked = seen(llava.model, inputs, Set(some(3, 7), value).hooks(inputs))
         assert (masked[..., [3, 7]] == expected).all()
         others = [i for i in range(64) if i not in (3, 7)]
         assert torch.equal(masked[..., others], clean[..., others])
@@ -66,7 +61,7 @@ def test_min_is_the_smallest_of_the_layer_whatever_else_is_in_the_batch(llava: T
     padding = inputs.attention_mask == 0
     assert padding.any()
     lower = (NAME, lambda t, hook: t.masked_fill(padding[..., None], -100.0))
-    masked = seen(llava.model, inputs, [lower, *Masking(some(3), "min").hooks(inputs)])
+    masked = seen(llava.model, inputs, [lower, *Set(some(3), "min").hooks(inputs)])
     for row, empty, values in zip(clean, padding, masked, strict=True):
         assert (values[:, 3] == row[~empty].min()).all()
 
@@ -74,7 +69,7 @@ def test_min_is_the_smallest_of_the_layer_whatever_else_is_in_the_batch(llava: T
 def test_a_complement_masks_all_others_at_all_sites(llava: Tiny):
     inputs = prompts(llava.model)
     clean = seen(llava.model, inputs, [])
-    masking = Masking(some(3), complement=True, sites=tuple(SIZES))
+    masking = Set(some(3), others=True, sites=tuple(SIZES))
     assert masking.names == tuple(SIZES)
     hooks = [hook for hook in masking.hooks(inputs) if hook[0] == NAME]
     masked = seen(llava.model, inputs, hooks)
@@ -86,14 +81,14 @@ def test_a_complement_masks_all_others_at_all_sites(llava: Tiny):
 
 def test_impossible_maskings_are_refused(llava: Tiny, unchecked):
     inputs = prompts(llava.model)
-    hooks = Masking(NeuronSet.from_indices({NAME: [64]})).hooks(inputs)
+    hooks = Set(NeuronSet.from_indices({NAME: [64]})).hooks(inputs)
     with pytest.raises(IndexError, match=r"hook_act\[64\] does not exist"):
         seen(llava.model, inputs, hooks)
     with pytest.raises(ValueError, match="needs sites"):
-        Masking(NeuronSet(), complement=True)
+        Set(NeuronSet(), others=True)
     for value in ("max", float("nan")):
         with pytest.raises(ValueError, match="must be a finite number"):
-            Masking(some(1), value)
+            Set(some(1), value)
 
 
 def test_controls_are_as_many_neurons_of_the_same_layers():
@@ -106,6 +101,20 @@ def test_controls_are_as_many_neurons_of_the_same_layers():
     assert random_neurons(many, seed=0).count_by("name") == {NAME: 40}
     with pytest.raises(KeyError, match="hook points"):
         random_neurons(neurons, seed=1, sizes={NAME: 64})
+
+
+def test_a_factor_scales_and_a_direction_is_added(llava: Tiny):
+    inputs = llava.inputs("batch")
+    clean = seen(llava.model, inputs, [])
+    scaled = seen(llava.model, inputs, Scale(some(3, 7), 3.0).hooks(inputs))
+    expected = clean.clone()
+    expected[..., [3, 7]] *= 3
+    torch.testing.assert_close(scaled, expected)
+    steered = seen(llava.model, inputs, Add({NAME: torch.ones(64)}, -0.5).hooks(inputs))
+    torch.testing.assert_close(steered, clean - 0.5)
+    assert (Scale(some(1), 2).names, Add({NAME: torch.ones(64)}).names) == ((NAME,), (NAME,))
+    with pytest.raises(ValueError, match="finite number"):
+        Scale(some(1), float("nan"))
 
 
 # Measuring ----------------------------------------------------------------------------------------
@@ -125,8 +134,8 @@ def test_grades_are_of_the_answers_that_a_masked_model_gives(llava: Tiny):
         "text": [Sample(images=[], text="is the circle red ?", answer="x")],
     }
     maskings = {
-        "late": Masking(some(*range(64), name="blocks.2.mlp.hook_act")),
-        "early": Masking(some(*range(64), name="blocks.0.mlp.hook_act"), "min"),
+        "late": Set(some(*range(64), name="blocks.2.mlp.hook_act")),
+        "early": Set(some(*range(64), name="blocks.0.mlp.hook_act"), "min"),
     }
     answers: list[str] = []
 
@@ -154,7 +163,7 @@ def test_grades_are_of_the_answers_that_a_masked_model_gives(llava: Tiny):
 
 def test_drops_have_a_standard_error(plants: PlantedTasks):
     half = [*plants.tasks["image"][:3], *plants.tasks["text"][:3]]
-    maskings = {"image": Masking(NeuronSet([plants.image]))}
+    maskings = {"image": Set(NeuronSet([plants.image]))}
     grades = measure(plants.model, {"both": half}, maskings, max_new_tokens=1)
     drop, error = grades.drop("image", "both")
     assert drop == 0.5
@@ -190,7 +199,7 @@ def test_what_cannot_be_measured_is_refused(plants: PlantedTasks):
     with pytest.raises(ValueError, match="at least one task"):
         measure(model, {}, {})
     with pytest.raises(ValueError, match="rename the set"):
-        measure(model, tasks, {CLEAN: Masking(some(1))})
+        measure(model, tasks, {CLEAN: Set(some(1))})
     with pytest.raises(ValueError, match="max_new_tokens of at least 1"):
         measure(model, tasks, {}, max_new_tokens=0)
     with pytest.raises(ValueError, match="batch_size of at least 1"):

@@ -1,8 +1,9 @@
-"""Whether a modality's neurons are that modality's: each set masked, tasks of every one measured.
+"""Whose neurons are whose: each set masked, each task measured, beside random neurons.
 
-This is what reviewers of MINER (arXiv 2410.04819) asked for: neurons are specific to a modality
-only if tasks of other modalities do without them better than its own tasks do, and if random
-neurons of the same layers do less harm.
+Neurons are a task's (a modality's, a category's) only if other tasks do without them better than
+its own does, and if random neurons of the same layers do less harm. Reviewers of MINER (arXiv
+2410.04819) asked for that; own and cross effects are how culture-sensitive neurons are judged
+(arXiv 2510.24942).
 """
 
 from __future__ import annotations
@@ -13,15 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from vlm_lens.analyses.miner_results import TableResult
-from vlm_lens.analyses.miner_tasks import (
-    CLEAN,
-    Grades,
-    Masking,
-    Tasks,
-    Value,
-    measure,
-)
+from vlm_lens.edits import Edit, Set, Value
+from vlm_lens.experiments.measure import CLEAN, Grades, Tasks, measure
 from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
@@ -29,6 +23,7 @@ from vlm_lens.neurons.controls import random_neurons
 from vlm_lens.plots.cells import Cell, cells
 from vlm_lens.plots.layout import shown
 from vlm_lens.results import provenance
+from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,8 +35,8 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Specificity(TableResult):
-    """What masking the neurons of one modality does to tasks of each.
+class Matrix(TableResult):
+    """What masking each set of neurons does to each task.
 
     Each row is one set and one task: ``masked``, ``task``, ``n_neurons``, ``clean`` performance
     (mean grade), ``performance`` with the set masked, ``drop`` and its ``standard_error`` over
@@ -50,10 +45,10 @@ class Specificity(TableResult):
     ``n_samples``.
     """
 
-    KIND = "specificity"
-    TITLE: ClassVar[str] = "Specificity: what is lost by masking a modality's neurons"
+    KIND = "matrix"
+    TITLE: ClassVar[str] = "What is lost without each set of neurons"
 
-    def matrix(self, value: str = "excess") -> pd.DataFrame:
+    def wide(self, value: str = "excess") -> pd.DataFrame:
         """One of the columns, with a row for each set and a column for each task.
 
         Raises:
@@ -62,6 +57,23 @@ class Specificity(TableResult):
         wide = self.frame.pivot(index="masked", columns="task", values=value)
         rows, columns = (list(dict.fromkeys(self.frame[name])) for name in ("masked", "task"))
         return wide.loc[rows, columns]
+
+    def own_and_cross(self) -> pd.DataFrame:
+        """What each set does to the task of its name, and to the others.
+
+        Returns:
+            A row for each set that a task is named like: ``masked``, the ``own`` task's drop, the
+            mean drop of the others (``cross``, NaN where there are none), their difference
+            (``gap``), and the same of random neurons (``random gap``).
+        """
+        rows = []
+        for name, frame in self.frame.groupby("masked", sort=False):
+            tasks = frame.set_index("task")[["drop", "control"]]
+            if name in tasks.index:
+                own, cross = tasks.loc[name], tasks.drop(index=name).mean()
+                gap = own - cross
+                rows.append((name, own["drop"], cross["drop"], gap["drop"], gap["control"]))
+        return pd.DataFrame(rows, columns=["masked", "own", "cross", "gap", "random gap"])
 
     def plot(self) -> go.Figure:
         """By how many points each task falls when a set of neurons is masked.
@@ -90,7 +102,7 @@ class Specificity(TableResult):
         )
 
 
-def specificity(
+def matrix(
     model: HookedVLM,
     selected: Mapping[str, NeuronSet],
     tasks: Tasks,
@@ -99,51 +111,51 @@ def specificity(
     sizes: Mapping[str, int] | None = None,
     value: Value = "zero",
     **options: Any,
-) -> Specificity:
-    """Masks the neurons of each modality, and measures the tasks of every one.
+) -> Matrix:
+    """Masks each set of neurons, and measures every task.
 
     Args:
         model: The model.
-        selected: Neurons by modality, e.g. of `miner.select`; sets may have any names.
-        tasks: Samples with answers, by task: at best one for each modality.
+        selected: Sets of neurons by name.
+        tasks: Samples with answers, by task: at best one for each set, of its name.
         seeds: Of the random controls, at least one.
         sizes: The number of neurons at each hook point; by default what the sets know.
         value: What masked neurons become: "zero", "min" or a number.
-        **options: Of `miner_tasks.measure`: how answers are graded, the batch size, ...
+        **options: Of `measure`: how answers are graded, the batch size, ...
 
     Raises:
-        ValueError: There are no sets or no seeds, or as for `miner_tasks.measure`.
+        ValueError: There are no sets or no seeds, or as for `measure`.
 
     Example:
-        >>> from vlm_lens import load_samples
-        >>> from vlm_lens.analyses import miner
+        >>> from vlm_lens import HookedVLM, load_samples
         >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> samples = load_samples("shapes-llava", n=4)
-        >>> selected = miner.select(miner.score(model, samples))
-        >>> found = specificity(model, selected, {"image": samples})
-        >>> float(found.matrix("clean").loc["text", "image"])
+        >>> names = [f"blocks.{layer}.mlp.hook_act" for layer in range(6)]
+        >>> half = NeuronSet.from_indices(
+        ...     {name: range(192) for name in names}, sizes=dict.fromkeys(names, 384))
+        >>> found = matrix(model, {"half": half}, {"image": load_samples("shapes-llava", n=4)})
+        >>> float(found.wide("clean").loc["half", "image"])
         1.0
     """
-    refuse_unknown("specificity", options, [*keywords_of(specificity), *keywords_of(measure)])
+    refuse_unknown("matrix", options, [*keywords_of(matrix), *keywords_of(measure)])
     if not selected or not seeds:
         raise ValueError(
             f"expected at least one set of neurons and one seed, got {len(selected)} and "
             f"{len(seeds)}"
         )
-    maskings: dict[str, Masking] = {}
+    edits: dict[str, Edit] = {}
     for name, neurons in selected.items():
-        maskings[name] = Masking(neurons, value)
+        edits[name] = Set(neurons, value)
         for seed in seeds:
             control = random_neurons(neurons, seed=seed, sizes=sizes)
-            maskings[_control(name, seed)] = Masking(control, value)
-    grades = measure(model, tasks, maskings, **options)
+            edits[_control(name, seed)] = Set(control, value)
+    grades = measure(model, tasks, edits, **options)
     rows = [
         (name, task, len(neurons), *_row(grades, name, task, seeds))
         for name, neurons in selected.items()
         for task in tasks
     ]
     parameters = {"value": value, "seeds": list(seeds), "provenance": provenance(model)}
-    return Specificity(pd.DataFrame(rows, columns=list(_COLUMNS)), parameters, grades.notes)
+    return Matrix(pd.DataFrame(rows, columns=list(_COLUMNS)), parameters, grades.notes)
 
 
 def _row(grades: Grades, name: str, task: str, seeds: Sequence[int]) -> tuple[float | int, ...]:

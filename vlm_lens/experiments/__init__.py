@@ -1,0 +1,6 @@
+"""Experiments: tasks measured under edits, beside controls."""
+
+from vlm_lens.experiments.matrix import Matrix, matrix
+from vlm_lens.experiments.measure import CLEAN, Answered, Grades, exact_match, measure
+
+__all__ = ["CLEAN", "Answered", "Grades", "Matrix", "exact_match", "matrix", "measure"]
