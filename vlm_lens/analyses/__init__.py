@@ -1,6 +1,6 @@
 """Analyses: one method per file."""
 
-from vlm_lens.analyses import can, explain, miner, neuron_types, pcicn, simulate
+from vlm_lens.analyses import can, culture, explain, miner, neuron_types, pcicn, simulate
 from vlm_lens.analyses.attribution import FirstOrderEffect, first_order_effect
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.direct_effect import DirectEffect, direct_effect
@@ -14,6 +14,7 @@ __all__ = [
     "LogitLens",
     "Scores",
     "can",
+    "culture",
     "direct_effect",
     "explain",
     "first_order_effect",

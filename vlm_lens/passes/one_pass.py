@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from vlm_lens.hooked_root import HookNeverFiredWarning
 from vlm_lens.hooks import ArchitectureError, resolve_names
@@ -26,6 +29,7 @@ from vlm_lens.passes.run import Run
 from vlm_lens.passes.watch import reduced
 from vlm_lens.results import HALF_DONE, check_belongs, read_result, write_result
 from vlm_lens.results.provenance import digest_of_weights
+from vlm_lens.results.scores import Scores
 
 Key = tuple[str, str, str]
 """Group, reducer and hook point."""
@@ -71,6 +75,39 @@ class Passed:
             for (of_group, of_reducer, site), state in self.states.items()
             if (of_group, of_reducer) == (group, reducer)
         }
+
+    def means(
+        self,
+        reducer: str,
+        *,
+        per: Literal["samples", "positions"] = "samples",
+        groups: Sequence[str] | None = None,
+        method: str = "mean",
+    ) -> Scores:
+        """The means of a `Total`, with the groups as an axis.
+
+        Args:
+            reducer: Its name.
+            per: Whether sums are divided by the number of samples or of positions.
+            groups: Which groups, in order; by default all, as they came.
+            method: What the scores are called.
+
+        Returns:
+            Scores with the axis "group"; NaN where a group reached no position of a hook point.
+        """
+        names = list(
+            dict.fromkeys(group for group, _, _ in self.states) if groups is None else groups
+        )
+        states = {group: self.of(reducer, group) for group in names}
+        like = {site: state["sum"] for of in states.values() for site, state in of.items()}
+
+        def mean(group: str, site: str) -> Tensor:
+            state = states[group].get(site)
+            nothing = torch.full_like(like[site], torch.nan)
+            return nothing if state is None else state["sum"] / state[per]
+
+        scores = {site: torch.stack([mean(g, site) for g in names]).float() for site in like}
+        return Scores(scores, method, axes={"group": tuple(names)})
 
 
 def one_pass(
