@@ -177,6 +177,8 @@ def test_gradients_are_those_of_each_samples_own_loss() -> None:
     torch.testing.assert_close(state, alone.states["data", "g", site]["sum"])
     assert state.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.hf_model.parameters())
+    with pytest.raises(ValueError, match="so something has to be scored: pass target='own'"):
+        one_pass(model, samples, {"g": Gradients()}, sites=[site])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from vlm_lens.passes.answers import Answers
 from vlm_lens.passes.batch import Batch, Target, make_batch, make_batches
-from vlm_lens.passes.one_pass import Passed, SamplesLeftOutWarning, merge, one_pass
+from vlm_lens.passes.one_pass import SamplesLeftOutWarning, one_pass
+from vlm_lens.passes.passed import Passed, merge
 from vlm_lens.passes.reducers import (
     Beside,
     Reading,
