@@ -117,6 +117,7 @@ def test_scores_are_what_the_slow_way_gives(selector: Any, batch_size: int) -> N
     torch.testing.assert_close(scores[NAME].double(), expected, rtol=1e-5, atol=1e-6)
     assert scores.axes == {"group": ("x", "y")}
     assert scores.parameters["n_samples"] == {"x": 3, "y": 2}
+    assert scores.parameters["left_out"] == []
 
 
 def test_only_questions_that_are_answered_right_count() -> None:

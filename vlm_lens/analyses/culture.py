@@ -13,8 +13,7 @@ each group ``c``, let ``P_c`` be how often it is active and ``m_c`` its mean. Th
 
 The paper was read in abstracts, its selectors in later papers of the same author; MAD's formula is
 in none of them, and which tokens count is not said: both are ours. Whether neurons are a group's,
-`vlm_lens.experiments.matrix` tells: each set masked, each group's questions asked, beside random
-neurons.
+`vlm_lens.experiments.matrix` tells: each set masked, each group asked, beside random neurons.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.sites import Which
 from vlm_lens.parts import text_for
 from vlm_lens.passes import Reading, Run, Total, one_pass, sum_of
+from vlm_lens.passes.data import ONE
 from vlm_lens.passes.run import OnBatch
 from vlm_lens.results import provenance
 from vlm_lens.results.scores import Scores
@@ -193,13 +193,11 @@ def score(
         raise ValueError(f"expected a selector of {list(get_args(Selector))}, got {selector!r}")
     text_for(model, "groups of questions")
     check_are_samples(samples)
-    asked = right_ones(model, samples, batch_size=batch_size) if only_right else list(samples)
+    asked = right_ones(model, samples, batch_size=batch_size) if only_right else samples
     groups = sorted({by(sample) for sample in asked})
     if len(groups) < 2:
-        raise ValueError(
-            f"expected questions of at least two groups{' that are answered right' * only_right}, "
-            f"got {groups}"
-        )
+        right = " that are answered right" * only_right
+        raise ValueError(f"expected questions of at least two groups{right}, got {groups}")
     parameters = {"selector": selector, "over": over, "only_right": only_right}
     passed = one_pass(
         model,
@@ -217,7 +215,7 @@ def score(
         parameters={
             **parameters,
             "n_samples": dict(sorted(passed.n_samples.items())),
-            "left_out": passed.left_out,
+            "left_out": [*passed.left_out.get(ONE, {}).values()],
             "provenance": provenance(model),
         },
     )
@@ -236,8 +234,7 @@ def select(scores: Scores, *, share: int | float = 0.005) -> dict[str, NeuronSet
     Raises:
         ValueError: The share is not above 0 and at most 1, or selects no neuron.
     """
-    k = round(share * sum(scores.sizes.values()))
-    if not 0 < share <= 1 or not k:
+    if not 0 < share <= 1 or not (k := round(share * sum(scores.sizes.values()))):
         raise ValueError(f"expected a share above 0 and at most 1 that selects some, got {share}")
     if scores.method != "LAPE":
         return scores.each("group", k=k)
