@@ -123,11 +123,9 @@ class Positions:
 
     def _new_codes(self, kind: str, n_rows: int, n_positions: int) -> Int[Tensor, "row pos"]:
         """What each position is, as a place in `KINDS`."""
-        maps = _codes_of(self.batch.maps)
-        if kind in ("language_model", "encoder") or (
-            kind == "read" and maps.shape[1] == n_positions
-        ):
-            return maps
+        is_encoder_read = kind == "read" and len(self.batch.maps[0]) == n_positions
+        if is_encoder_read or kind in ("language_model", "encoder"):
+            return _codes_of(self.batch.maps)
         if kind == "decoder" and self.batch.decoder is not None:
             return _codes_of(self.batch.decoder)
         sounds = "feature_attention_mask" in self.batch.arguments

@@ -192,6 +192,3 @@ def mean_of(reading: Reading, sample: int, rows: Int[Tensor, " n"]) -> Float[Ten
 def sum_of(reading: Reading, sample: int, rows: Int[Tensor, " n"]) -> Float[Tensor, " d"]:  # noqa: ARG001
     """The sum over a sample's positions, likewise."""
     return reading.rows(rows).sum(0)
-
-
-Reducers = Mapping[str, Reducer]
