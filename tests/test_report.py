@@ -21,14 +21,15 @@ from vlm_lens.analyses import miner
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.data import Sample
 from vlm_lens.inputs import Inputs
+from vlm_lens.pages.words import listing
+from vlm_lens.pages.write import check_target, write_report
 from vlm_lens.report import demo_modalities
 from vlm_lens.report.demo_collapse import MAX_K, search_collapse
 from vlm_lens.report.demo_explained import explain_candidates
 from vlm_lens.report.demo_modalities import Modalities, study_modalities
 from vlm_lens.report.page import render_report
 from vlm_lens.report.study import IMAGE_SIDE_SHOWN, AnswerStudy, check_study, study_answer
-from vlm_lens.report.words import headline, listing, sentences
-from vlm_lens.report.write import check_target, write_report
+from vlm_lens.report.words import headline, sentences
 from vlm_lens.shapes_llava.world import make_samples
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

@@ -17,9 +17,10 @@ from tests.page import Page, assert_self_contained
 from vlm_lens.analyses.comparison import Comparison
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.masking.measurement import Measurement, Stages
+from vlm_lens.pages.tables import Table, of_frame, of_parameters, written
 from vlm_lens.plots.page import DRAW, as_json
 from vlm_lens.report.collapse import render_critical
-from vlm_lens.report.tables import Table, measurements, of_frame, of_parameters, stages, written
+from vlm_lens.report.measured import measurements, stages
 from vlm_lens.report.words import headline, sentences
 
 ATTACK = "<script>alert(1)</script></script>\"'><img src=x onerror=alert(2)>"

@@ -11,7 +11,17 @@ from tests.imports import imports, modules, room
 
 ROOMS = (
     *("hooks", "architectures", "inputs", "model", "neurons", "results", "passes", "edits"),
-    *("masking", "statistics", "plots", "experiments", "analyses", "report", "explorer", "cli"),
+    *(
+        "masking",
+        "statistics",
+        "plots",
+        "pages",
+        "experiments",
+        "analyses",
+        "report",
+        "explorer",
+        "cli",
+    ),
     "teaching",
 )
 """From the ground up."""

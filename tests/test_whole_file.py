@@ -13,9 +13,9 @@ import vlm_lens
 from tests.interrupting import Killed, interrupted
 from vlm_lens import NeuronSet
 from vlm_lens.analyses.chat import Chat, _cached
+from vlm_lens.pages.write import write_report
 from vlm_lens.plots import save
 from vlm_lens.plots.html_figure import HtmlFigure
-from vlm_lens.report.write import write_report
 from vlm_lens.whole_file import replace_file
 
 CHAT = Chat("http://localhost:1/v1", "tiny")

@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
     step = Steps()
     with importing():
         from vlm_lens.data import Sample
+        from vlm_lens.pages.write import check_target, write_report
         from vlm_lens.report.page import render_report
         from vlm_lens.report.study import study_answer
-        from vlm_lens.report.write import check_target, write_report
     with reading_input():
         check_target(arguments.out)
         image, question = read_question(arguments, bundled=DEMO_SAMPLE)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, *, command: str) -> None:
     step = Steps()
     with importing():
         from vlm_lens.explorer import explore
-        from vlm_lens.report.write import check_target
+        from vlm_lens.pages.write import check_target
     if arguments.neurons < 1:
         raise InputError(f"expected --neurons of at least 1, got {arguments.neurons}")
     with reading_input():

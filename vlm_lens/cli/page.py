@@ -21,7 +21,7 @@ def publish(folder: RunFolder, html: str, *, said: Sequence[object], step: Steps
     Raises:
         InputError: The page cannot be written.
     """
-    from vlm_lens.report.write import write_report
+    from vlm_lens.pages.write import write_report
 
     with reading_input():
         write_report(html, folder.path / REPORT)

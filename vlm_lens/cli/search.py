@@ -162,8 +162,9 @@ def write_down(
         model_name: What the model was loaded as.
         step: Says what comes next.
     """
+    from vlm_lens.pages.tables import of_frame
     from vlm_lens.report.collapse import render_critical
-    from vlm_lens.report.tables import of_frame, stages
+    from vlm_lens.report.measured import stages
     from vlm_lens.report.words import headline, sentences
 
     step("writing the report")

@@ -16,7 +16,7 @@ from vlm_lens.explorer.requests import Requests
 from vlm_lens.explorer.scripts import STYLE, WIDGET
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.neurons import Neuron, NeuronSet
-from vlm_lens.report.write import check_target, write_report
+from vlm_lens.pages.write import check_target, write_report
 
 
 class Explorer(anywidget.AnyWidget):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from vlm_lens.pages.environment import render
+from vlm_lens.pages.tables import Table, of_frame, of_parameters, written
 from vlm_lens.plots import where_they_sit
 from vlm_lens.plots.page import as_json
-from vlm_lens.report.environment import render
-from vlm_lens.report.tables import Table, measurements, of_frame, of_parameters, stages, written
+from vlm_lens.report.measured import measurements, stages
 from vlm_lens.report.words import headline, sentences
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def render_critical(
         HTML that asks for nothing else.
     """
     return render(
-        "critical.html",
+        "report/critical.html",
         command=command,
         has_figures=True,
         model_name=model_name,

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from vlm_lens.analyses.explain import explain
 from vlm_lens.neurons import NeuronSet
+from vlm_lens.pages.tables import Table, of_frame
 from vlm_lens.report.explain_words import against_others, on_average
-from vlm_lens.report.tables import Table, of_frame
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.explanations import Explanations

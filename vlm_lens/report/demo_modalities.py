@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_sets import by_layer
+from vlm_lens.pages.tables import Table, of_frame
+from vlm_lens.pages.words import listing
 from vlm_lens.plots.page import as_json
-from vlm_lens.report.tables import Table, of_frame
-from vlm_lens.report.words import listing
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_scores import ModalityScores

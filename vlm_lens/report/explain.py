@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from vlm_lens.report.environment import render
+from vlm_lens.pages.environment import render
+from vlm_lens.pages.tables import Table, of_frame, of_parameters, written
 from vlm_lens.report.explain_words import by_chance, headline, sentences
-from vlm_lens.report.tables import Table, of_frame, of_parameters, written
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.explanations import Explanations
@@ -50,7 +50,7 @@ def render_explanations(found: Explanations, *, model_name: str, command: str) -
         HTML that asks for nothing else, and has no script.
     """
     return render(
-        "explain.html",
+        "report/explain.html",
         command=command,
         has_figures=False,
         model_name=model_name,

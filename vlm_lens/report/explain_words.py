@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlm_lens.report.words import listing
+from vlm_lens.pages.words import listing
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.explanations import Explanations

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
+from vlm_lens.pages.environment import render
+from vlm_lens.pages.tables import NOTHING, Table, of_frame, of_parameters, written
+from vlm_lens.pages.words import percent
 from vlm_lens.plots.page import as_json
 from vlm_lens.report import miner_words as words
-from vlm_lens.report.environment import render
-from vlm_lens.report.miner_words import percent
-from vlm_lens.report.tables import NOTHING, Table, of_frame, of_parameters, written
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
@@ -58,7 +58,7 @@ def render_miner(found: Mined, *, options: Mapping[str, Any], command: str) -> s
     best = found.scores.to_dataframe(_BEST, weights=found.weights)
     by_modality = best.groupby("modality", sort=False)
     return render(
-        "miner.html",
+        "report/miner.html",
         command=command,
         has_figures=True,
         found=found,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.analyses.miner_curve import ALL
-from vlm_lens.report.words import listing
+from vlm_lens.pages.words import between, listing, percent
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
@@ -23,26 +23,6 @@ _RULE = (
 )
 _NOTHING = "Nothing was masked: the ratios are too small."
 _ALPHA = 0.05
-
-
-def percent(share: float) -> str:
-    """A share in three digits.
-
-    Example:
-        >>> percent(0.98765), percent(0.0)
-        ('98.8%', '0%')
-    """
-    return f"{100 * share:.3g}%"
-
-
-def between(low: float, high: float) -> str:
-    """From the lower to the higher of two shares, or the one that they are.
-
-    Example:
-        >>> between(0.25, 0.5), between(0.5, 0.5)
-        ('25% to 50%', '50%')
-    """
-    return percent(low) if percent(low) == percent(high) else f"{percent(low)} to {percent(high)}"
 
 
 # Whether a loss counts ----------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from vlm_lens.analyses.critical import CriticalNeurons
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.inputs import PatchGrid
+from vlm_lens.pages.environment import render
 from vlm_lens.plots import neuron_over_tokens, style
 from vlm_lens.report import demo_explained, demo_modalities
 from vlm_lens.report.collapse import story_of
 from vlm_lens.report.demo_modalities import Modalities
-from vlm_lens.report.environment import render
 from vlm_lens.report.study import AnswerStudy, NeuronView
 
 _COARSE = 200
@@ -64,7 +64,7 @@ def render_report(
     # A picture is an <svg> with one <rect> a patch: hover values without a script, 10 kB each.
     picture, grid = study.inputs.images[0][0], study.token_map.grid()
     return render(
-        "demo.html",
+        "report/demo.html",
         command=command,
         has_figures=collapse is not None or modalities is not None,
         study=study,

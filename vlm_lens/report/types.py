@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.analyses.neuron_types_result import LABELS
+from vlm_lens.pages.environment import render
+from vlm_lens.pages.tables import NOTHING, Table, of_frame, of_parameters, written
+from vlm_lens.pages.words import percent
 from vlm_lens.plots.page import as_json
 from vlm_lens.report import types_words as words
-from vlm_lens.report.environment import render
-from vlm_lens.report.miner_words import percent
-from vlm_lens.report.tables import NOTHING, Table, of_frame, of_parameters, written
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.neuron_types_result import NeuronTypes
@@ -42,7 +42,7 @@ def render_types(
     """
     tried = types.sensitivity().to_dict("records")
     return render(
-        "types.html",
+        "report/types.html",
         command=command,
         has_figures=True,
         headline=words.headline(types, model_name),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from vlm_lens.analyses.neuron_types_result import LABELS
 from vlm_lens.counted import counted
 from vlm_lens.neurons.neuron import split_name
-from vlm_lens.report.miner_words import percent
-from vlm_lens.report.words import listing
+from vlm_lens.pages.words import listing, percent
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.neuron_types_result import NeuronTypes

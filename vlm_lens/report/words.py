@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vlm_lens.report.tables import written
+from vlm_lens.pages.tables import written
+from vlm_lens.pages.words import listing
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.critical import CriticalNeurons
@@ -132,13 +132,3 @@ def _place(result: CriticalNeurons) -> str:
 def _listed(parts: list[str]) -> str:
     """Such as "8 are in the projector (of 256), 4 in the encoder (of 64) and 2 in ..."."""
     return listing([parts[0].replace(" in ", " are in ", 1), *parts[1:]])
-
-
-def listing(parts: Sequence[str]) -> str:
-    """Several things in one sentence.
-
-    Example:
-        >>> listing(["red"]), listing(["red", "green", "blue"])
-        ('red', 'red, green and blue')
-    """
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -15,7 +15,7 @@ from vlm_lens.versions import versions
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("vlm_lens.report", "."),
+        loader=PackageLoader("vlm_lens", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -30,7 +30,7 @@ def render(template: str, *, command: str, has_figures: bool, **values: Any) -> 
     """Renders a page; the same values give the same page, byte for byte.
 
     Args:
-        template: The name of its file.
+        template: Where its file is in this package, such as ``report/demo.html``.
         command: The command that makes the page again.
         has_figures: Whether it has plotly figures: without, it has no script at all.
         **values: For the template.
