@@ -22,8 +22,8 @@ import torch
 from vlm_lens import HookedVLM, load_samples
 from vlm_lens.analyses import miner, neuron_types
 from vlm_lens.analyses.miner_curve import masking_curve
-from vlm_lens.analyses.miner_sets import overlap
 from vlm_lens.experiments import matrix
+from vlm_lens.experiments.sets import overlap
 from vlm_lens.passes import Watch
 
 torch.set_grad_enabled(False)

@@ -157,7 +157,9 @@ with model.hooks(NeuronSet([ONE]).ablate("zero")):
 
 # %%
 with torch.enable_grad():
-    scores = can.score(model, samples[:2], target="text", batch_size=2)
+    scores = can.score(
+        model, samples[:2], target="text", component="language_model", batch_size=2
+    )
 found = can.find_critical(
     model,
     samples[:2],
