@@ -19,6 +19,7 @@ import torch
 from vlm_lens import HookedVLM, Neuron, NeuronSet, load_samples
 from vlm_lens.analyses import can
 from vlm_lens.masking import PERPLEXITY_RATIO, Criterion
+from vlm_lens.neurons.sites import sites
 
 torch.set_grad_enabled(False)
 px.defaults.template = "plotly_white"
@@ -157,9 +158,8 @@ with model.hooks(NeuronSet([ONE]).ablate("zero")):
 
 # %%
 with torch.enable_grad():
-    scores = can.score(
-        model, samples[:2], target="text", component="language_model", batch_size=2
-    )
+    names = sites(model, "output", component="language_model")  # what texts reach
+    scores = can.score(model, samples[:2], sites=names, target="text", batch_size=2)
 found = can.find_critical(
     model,
     samples[:2],
