@@ -19,8 +19,8 @@ from vlm_lens.analyses.miner_attention import last_token_attention
 from vlm_lens.analyses.miner_convergence import convergence
 from vlm_lens.analyses.miner_curve import ALL, masking_curve
 from vlm_lens.analyses.miner_phenomena import phenomena
-from vlm_lens.analyses.miner_sets import by_layer, overlap
 from vlm_lens.experiments import CLEAN
+from vlm_lens.experiments.sets import by_layer, overlap
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.shapes_llava.world import CATEGORIES, make_samples
 
@@ -180,7 +180,9 @@ def layers(
     frames = []
     for ratio, sets in selected.items():
         counts = by_layer({**sets, ALL: reduce(or_, sets.values())}, sizes=sizes).to_dataframe()
-        wide = counts.pivot(index="modality", columns="layer", values="n_neurons")
+        wide = counts.pivot(index="set", columns="layer", values="n_neurons").rename_axis(
+            "modality"
+        )
         wide.columns = [f"layer {layer}" for layer in wide.columns]
         frames.append(wide.loc[[*sets, ALL]].reset_index().assign(share=ratio))
     return pd.concat(frames)

@@ -117,7 +117,7 @@ selected = miner.select(scores, ratio=0.1)
 scores.plot(selected=selected)
 """,
     "MINER: what the sets share": """
-from vlm_lens.analyses.miner_sets import overlap
+from vlm_lens.experiments.sets import overlap
 
 overlap(selected).plot()
 """,

@@ -18,8 +18,8 @@ from vlm_lens import HookedVLM, NeuronSet, load_samples
 from vlm_lens.analyses import miner
 from vlm_lens.analyses.miner_curve import MaskingCurve, masking_curve
 from vlm_lens.analyses.miner_scores import ModalityScores
-from vlm_lens.analyses.miner_sets import LayerCounts, Overlap
 from vlm_lens.experiments import Matrix, matrix
+from vlm_lens.experiments.sets import LayerCounts, Overlap
 
 FEW = ("--n", 3, "--ratio", 0.2)
 ASKED = ("--ratios", 0.05, 0.2, "--n-measured", 2, "--seeds", 4, 5, "--max-new-tokens", 2)

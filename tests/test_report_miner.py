@@ -12,8 +12,8 @@ import torch
 from tests.page import Page, assert_self_contained
 from vlm_lens.analyses.miner_curve import MaskingCurve
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
-from vlm_lens.analyses.miner_sets import by_layer, overlap
 from vlm_lens.experiments import Matrix
+from vlm_lens.experiments.sets import by_layer, overlap
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.report import miner_words as words
 from vlm_lens.report.mined import Mined

@@ -17,6 +17,7 @@ from tests.statistics.slow import built, samples_of
 from vlm_lens import HookedVLM, Sample, load_samples
 from vlm_lens.analyses import culture
 from vlm_lens.experiments import Matrix, matrix
+from vlm_lens.passes import Run
 from vlm_lens.results.scores import Scores
 
 NAME = "blocks.0.mlp.hook_act"
@@ -112,12 +113,12 @@ def test_scores_are_what_the_slow_way_gives(selector: Any, batch_size: int) -> N
         expected = torch.stack([one - two, two - one])
     else:
         expected = torch.stack([(row > 0).double().mean(0) for row in rows])
-    options: dict[str, Any] = {"only_right": False, "batch_size": batch_size}
+    options: dict[str, Any] = {"only_right": False, "run": Run(batch_size=batch_size)}
     scores = culture.score(model, samples, selector=selector, **options)
     torch.testing.assert_close(scores[NAME].double(), expected, rtol=1e-5, atol=1e-6)
     assert scores.axes == {"group": ("x", "y")}
     assert scores.parameters["n_samples"] == {"x": 3, "y": 2}
-    assert scores.parameters["left_out"] == []
+    assert scores.notes == ()
 
 
 def test_only_questions_that_are_answered_right_count() -> None:
@@ -137,10 +138,11 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(tmp_path: Path) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"only_right": False, "batch_size": 1}
+    options: dict[str, Any] = {"only_right": False}
+    run = Run(folder=tmp_path, batch_size=1)
     with pytest.raises(KeyboardInterrupt):
-        culture.score(model, samples, checkpoint=tmp_path, on_batch=stop, **options)
-    resumed = culture.score(model, samples, checkpoint=tmp_path, **options)
+        culture.score(model, samples, run=replace(run, on_batch=stop), **options)
+    resumed = culture.score(model, samples, run=run, **options)
     expected = culture.score(model, samples, **options)
     assert torch.equal(resumed.stacked(), expected.stacked())
 

@@ -13,8 +13,8 @@ from vlm_lens.analyses.miner_attention import LastTokenAttention
 from vlm_lens.analyses.miner_convergence import Convergence, convergence
 from vlm_lens.analyses.miner_curve import MaskingCurve
 from vlm_lens.analyses.miner_phenomena import phenomena
-from vlm_lens.analyses.miner_sets import by_layer, overlap
 from vlm_lens.experiments import Matrix
+from vlm_lens.experiments.sets import by_layer, overlap
 from vlm_lens.neurons import NeuronSet
 
 ASKED = [Sample(images=[picture(i)], text="what color ?") for i in range(6)]
@@ -111,7 +111,7 @@ def test_importance_is_drawn_with_what_is_selected(llava: Tiny):
     expected = scores.by_layer({"max": 1})
     assert list(figure.data[0].y) == expected[expected.modality == "text"]["mean"].tolist()
     counts = by_layer(selected, sizes=scores.sizes).frame
-    assert list(figure.data[8].y) == counts[counts.modality == "image"]["n_neurons"].tolist()
+    assert list(figure.data[8].y) == counts[counts.set == "image"]["n_neurons"].tolist()
     assert "2 samples" in figure.layout.title.text
 
 

@@ -205,9 +205,8 @@ def test_what_cannot_be_measured_is_refused(plants: PlantedTasks):
     with pytest.raises(ValueError, match="batch_size of at least 1"):
         measure(model, tasks, {}, batch_size=0)
     empty = Sample(images=[], text="", answer="red")
-    with pytest.raises(ValueError, match="text") as caught:
+    with pytest.raises(ValueError, match="none of the 1 samples of task 'words' can be used: Val"):
         measure(model, {"words": [empty]}, {})
-    assert "In task 'words', samples 0 to 0." in caught.value.__notes__
     assert_no_hooks(model)
 
 

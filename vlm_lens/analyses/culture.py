@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,18 +29,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_lens.data import Sample
+from vlm_lens.data.groups import category, held_out
 from vlm_lens.data.sample import check_are_samples
-from vlm_lens.experiments import CLEAN, measure
+from vlm_lens.experiments import Selected, answered_right
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.sites import Which
 from vlm_lens.parts import text_for
 from vlm_lens.passes import Reading, Run, Total, one_pass, sum_of
-from vlm_lens.passes.data import ONE
-from vlm_lens.passes.run import OnBatch
 from vlm_lens.results import provenance
 from vlm_lens.results.scores import Scores
+from vlm_lens.studies import study
 
 Selector = Literal["LAP", "LAPE", "MAD", "ConAct"]
 PerGroup = Float[Tensor, "group d"]
@@ -58,22 +57,11 @@ def active(reading: Reading, sample: int, rows: Int[Tensor, " n"]) -> Float[Tens
     return (reading.rows(rows) > 0).float().sum(0)
 
 
-def right_ones(model: HookedVLM, samples: Sequence[Sample], *, batch_size: int) -> list[Sample]:
-    """The samples that the model answers right."""
-    grades = measure(model, {"all": samples}, {}, batch_size=batch_size).of[CLEAN]["all"]
-    answered = [sample for sample in samples if (sample.answer or "").strip()]
-    return [sample for sample, grade in zip(answered, grades.tolist(), strict=True) if grade == 1]
-
-
 # The selectors ------------------------------------------------------------------------------------
 
 
 def lape(rates: PerGroup, *, bar: float) -> PerGroup:
-    """Minus the entropy of a neuron's rates over groups, for each group that it is active in.
-
-    Args:
-        rates: Of the neurons of a hook point.
-        bar: Above this rate a neuron is active in a group.
+    """Minus the entropy of a neuron's rates over groups, where its rate is above a bar, else NaN.
 
     Example:
         >>> found = lape(torch.tensor([[0.8, 0.4], [0.0, 0.6]]), bar=0.5)
@@ -131,20 +119,6 @@ def compared(means: Scores) -> Scores:
 # All samples --------------------------------------------------------------------------------------
 
 
-def category(sample: Sample) -> str:
-    """The group of a sample, unless told otherwise.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if sample.category is None:
-        raise ValueError(
-            f"the sample {sample.text!r} has no category to be grouped by: give all samples one, "
-            "or pass by=... that says which group a sample is of"
-        )
-    return sample.category
-
-
 @torch.no_grad()
 def score(
     model: HookedVLM,
@@ -155,30 +129,26 @@ def score(
     over: str = "text prompt",
     only_right: bool = True,
     sites: Which | NamesFilter = "act",
-    batch_size: int = 16,
-    checkpoint: Path | None = None,
-    on_batch: OnBatch | None = None,
+    run: Run = Run(),  # noqa: B008
 ) -> Scores:
     """How much each neuron is each group's.
 
     Args:
         model: A model with a language model.
         samples: Questions of at least two groups.
-        selector: How activations are compared; see the module.
+        selector: See the module.
         by: Says which group a sample is of; by default its category.
         over: Which tokens count; ours: the words of the prompt, and no patches of an image.
         only_right: Whether only questions count that the model answers right; they need answers.
         sites: Hook points of the language model.
-        batch_size: How many samples run at once.
-        checkpoint: A folder for what is done so far; the same call goes on from there.
-        on_batch: Called after each batch with the number of batches done and of all.
+        run: How it is done; in its folder the same call goes on.
 
     Returns:
         Scores with the axis "group"; NaN where LAPE drops a neuron.
 
     Raises:
-        ValueError: The selector is unknown, a sample has no category, there are fewer than two
-            groups, or no question is answered right.
+        ValueError: The selector is unknown, a sample has no category, or there are fewer than two
+            groups (of questions that are answered right).
 
     Example:
         >>> from vlm_lens import load_samples
@@ -186,16 +156,13 @@ def score(
         >>> scores = score(model, load_samples("shapes-llava", n=24))
         >>> scores
         Scores(ConAct by group: 2304 neurons at 6 hook points)
-        >>> len(select(scores)["color"])
-        12
     """
     if selector not in get_args(Selector):
         raise ValueError(f"expected a selector of {list(get_args(Selector))}, got {selector!r}")
     text_for(model, "groups of questions")
     check_are_samples(samples)
-    asked = right_ones(model, samples, batch_size=batch_size) if only_right else samples
-    groups = sorted({by(sample) for sample in asked})
-    if len(groups) < 2:
+    asked = answered_right(model, samples, batch_size=run.batch_size) if only_right else samples
+    if len(groups := sorted({by(sample) for sample in asked})) < 2:
         right = " that are answered right" * only_right
         raise ValueError(f"expected questions of at least two groups{right}, got {groups}")
     parameters = {"selector": selector, "over": over, "only_right": only_right}
@@ -207,18 +174,11 @@ def score(
         component="language_model",
         by=by,
         about=parameters,
-        run=Run(batch_size=batch_size, folder=checkpoint, kind="progress", on_batch=on_batch),
+        run=run,
     )
     means = passed.means("statistic", per="positions", groups=groups, method=selector)
-    return replace(
-        compared(means),
-        parameters={
-            **parameters,
-            "n_samples": dict(sorted(passed.n_samples.items())),
-            "left_out": [*passed.left_out.get(ONE, {}).values()],
-            "provenance": provenance(model),
-        },
-    )
+    known = {**means.parameters, **parameters, "provenance": provenance(model)}
+    return replace(compared(means), parameters=known, notes=means.notes)
 
 
 def select(scores: Scores, *, share: int | float = 0.005) -> dict[str, NeuronSet]:
@@ -229,22 +189,62 @@ def select(scores: Scores, *, share: int | float = 0.005) -> dict[str, NeuronSet
 
     Args:
         scores: Of `score`.
-        share: How many, as a share of all neurons; the later papers' 0.5%.
-
-    Raises:
-        ValueError: The share is not above 0 and at most 1, or selects no neuron.
+        share: How many, as a share of all neurons (above 0); the later papers' 0.5%.
     """
     if not 0 < share <= 1 or not (k := round(share * sum(scores.sizes.values()))):
         raise ValueError(f"expected a share above 0 and at most 1 that selects some, got {share}")
     if scores.method != "LAPE":
         return scores.each("group", k=k)
-    lowest = {name: values.nan_to_num(nan=-torch.inf).amax(0) for name, values in scores.items()}
-    kept = {name: values.where(values.isfinite(), torch.nan) for name, values in lowest.items()}
-    n_kept = sum(int(values.isfinite().sum()) for values in kept.values())
-    best = Scores(kept, scores.method).top(min(k, n_kept))
+    of_any = {name: values.nan_to_num(nan=-torch.inf).amax(0) for name, values in scores.items()}
+    n_kept = sum(int(values.isfinite().sum()) for values in of_any.values())
+    best = Scores(of_any, scores.method).top(min(k, n_kept))
     return {
-        group: NeuronSet(
-            (n for n in best if not scores[n.name][place, n.index].isnan()), sizes=scores.sizes
-        )
-        for place, group in enumerate(scores.axes["group"])
+        group: NeuronSet((n for n in best if of[n.name][n.index].isfinite()), sizes=scores.sizes)
+        for group in scores.axes["group"]
+        for of in [scores.of(group=group)]
     }
+
+
+# The study ----------------------------------------------------------------------------------------
+
+
+@study(
+    "culture",
+    title="Culture-sensitive neurons",
+    paper="arXiv 2510.24942",
+    n=420,
+    needs=("answers", "categories"),
+)
+def culture(
+    model: HookedVLM,
+    samples: Sequence[Sample],
+    *,
+    selector: Selector = "ConAct",
+    share: float = 0.005,
+    judged: float = 0.33,
+    fill: Literal["zero", "min"] = "zero",
+    seeds: Sequence[int] = (0, 1, 2),
+    controls: bool = True,
+    run: Run = Run(),  # noqa: B008
+) -> Selected:
+    """The neurons that one group of questions needs, and the others do not.
+
+    Groups are the questions' categories.
+
+    Args:
+        model: A model with a language model.
+        samples: Questions with answers and categories.
+        selector: How groups are compared.
+        share: How many neurons each group gets, as a share of all.
+        judged: The share of each group's questions that neurons are not chosen from, but judged on.
+        fill: What masked neurons are set to.
+        seeds: Of the random controls.
+        controls: Whether each set is masked, beside random ones, and each group asked.
+        run: How it is done.
+    """
+    chosen_from, asked = held_out(samples, share=judged)
+    scoring = partial(score, model, chosen_from, selector=selector)
+    scores = run.kept("scores", Scores, lambda run: scoring(run=run))
+    parameters = {"selector": selector, "share": share, "judged": judged}
+    found = Selected(scores, select(scores, share=share), parameters, scores.notes)
+    return found.judged_on(model, asked, value=fill, seeds=seeds, run=run) if controls else found

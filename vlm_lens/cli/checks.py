@@ -31,6 +31,22 @@ def reading_input() -> Iterator[None]:
         raise InputError(" ".join(str(error).split())) from error
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Marks where a method runs, which refuses what it is given with a ValueError of its own.
+
+    Anything else that goes wrong in it is no matter of the input.
+    """
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        if isinstance(error, DamagedError) or (
+            isinstance(error, KeyError) and not _names_a_hook(error)
+        ):
+            raise
+        raise InputError(" ".join(str(error).split())) from error
+
+
 def _names_a_hook(error: KeyError) -> bool:
     """Whether a hook name is wrong; any other key is the program's."""
     from vlm_lens.hooks.names import HookNameError  # by now torch is loaded anyway

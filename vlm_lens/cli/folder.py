@@ -184,7 +184,7 @@ class RunFolder:
         """Reads all that is half done, so that damage is told before work starts."""
         from vlm_lens.results import HALF_DONE, read_result
 
-        for file in sorted(self.checkpoint.rglob("*.json")):
+        for file in sorted(self.path.glob(f"**/{_CHECKPOINT}/**/*.json")):
             read_result(file.parent, kind=file.stem, loses=HALF_DONE)
 
 

@@ -190,7 +190,7 @@ def _scores(
 def _mined(folder: RunFolder, scores: ModalityScores, arguments: argparse.Namespace) -> Mined:
     """What is selected, and how that is spread; it is quick, and made anew each time."""
     from vlm_lens.analyses import miner
-    from vlm_lens.analyses.miner_sets import by_layer, overlap
+    from vlm_lens.experiments.sets import by_layer, overlap
     from vlm_lens.report.mined import Mined
 
     how = {"ratio": arguments.ratio, "strategy": arguments.strategy}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Bar:
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def scored(self, done: int, total: int) -> None:
+    def scored(self, done: int, total: int | None) -> None:
         """Shows how many batches are done; for `can.score`."""
         self._bar.total, self._bar.n = total, done
         self._bar.refresh()
@@ -48,6 +48,26 @@ class Bar:
         shown = {name: f"{value:.4g}" for name, value in found.items() if value is not None}
         self._bar.set_postfix({"k": measurement.k, **shown}, refresh=False)
         self._bar.update()
+
+
+class Bars:
+    """A bar for each step of some work, one after the other; for `Run.tell`."""
+
+    def __init__(self) -> None:
+        self._stack, self._name = ExitStack(), ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tell(self, name: str, done: int, total: int | None) -> None:
+        """Shows how many batches of a step are done."""
+        if name != self._name:
+            self._stack.close()
+            self._name, self._bar = name, self._stack.enter_context(bar(name, "batches"))
+        self._bar.scored(done, total)
 
 
 @contextmanager

@@ -20,18 +20,39 @@ from vlm_lens.keywords import keywords_of, refuse_unknown
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.controls import random_neurons
+from vlm_lens.pages.words import listing
 from vlm_lens.plots.cells import Cell, cells
 from vlm_lens.plots.layout import shown
-from vlm_lens.results import provenance
+from vlm_lens.results import Section, provenance
 from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_HOW = (
+    "A task needs neurons if it loses more without them than without every random set, by more "
+    "than two standard errors."
+)
+_SHARES = "Shares of right answers that are lost; the random sets are in the same layers."
 _COLUMNS = (
     *("masked", "task", "n_neurons", "clean", "performance", "drop", "standard_error"),
     *("control", "control_low", "control_high", "excess", "n_samples"),
 )
+
+
+ERRORS = 2
+"""A difference counts that is larger than so many standard errors."""
+
+
+def is_beyond(row: Mapping[Any, Any]) -> bool:
+    """Whether a row of `Matrix` is a loss that random neurons do not explain.
+
+    Example:
+        >>> row = {"drop": 0.5, "control_high": 0.1, "standard_error": 0.05}
+        >>> is_beyond(row), is_beyond({**row, "control_high": 0.45})
+        (True, False)
+    """
+    return row["drop"] - max(row["control_high"], 0.0) > ERRORS * row["standard_error"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +95,15 @@ class Matrix(TableResult):
                 gap = own - cross
                 rows.append((name, own["drop"], cross["drop"], gap["drop"], gap["control"]))
         return pd.DataFrame(rows, columns=["masked", "own", "cross", "gap", "random gap"])
+
+    def sections(self) -> list[Section]:
+        """What is lost, whose that is, and every number."""
+        own = self.own_and_cross()
+        said = [_on_own(self.frame)] if len(own) else []
+        drawn = Section(title=self.title, sentences=said, figure=self.plot(), aside=_HOW)
+        compared = [Section(title="Own and other tasks", table=own, aside=_SHARES)]
+        every = Section(title="Every set and task", table=self.table(), is_folded=True)
+        return [drawn, *compared[: len(own)], every]
 
     def plot(self) -> go.Figure:
         """By how many points each task falls when a set of neurons is masked.
@@ -170,6 +200,18 @@ def _row(grades: Grades, name: str, task: str, seeds: Sequence[int]) -> tuple[fl
 
 def _control(name: str, seed: int) -> str:
     return f"{name}, random {seed}"
+
+
+# What is said ---------------------------------------------------------------------------------
+
+
+def _on_own(frame: pd.DataFrame) -> str:
+    """Which sets their own tasks cannot do without."""
+    own = [row for row in frame.to_dict("records") if row["masked"] == row["task"]]
+    needed = [f"{row['masked']} ({_points(-row['drop'])} points)" for row in own if is_beyond(row)]
+    if not needed:
+        return "No task needs the neurons of its own set more than random ones."
+    return f"Their own neurons are needed by {listing(needed)}."
 
 
 # What the cells say -----------------------------------------------------------------------------

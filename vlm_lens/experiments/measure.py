@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.edits import Edit
 from vlm_lens.hooked_root import HookNeverFiredWarning
+from vlm_lens.hooks import ArchitectureError
 from vlm_lens.inputs import Inputs
+from vlm_lens.inputs.samples import why_refused
 from vlm_lens.masking.replay import replay_below
 from vlm_lens.model import HookedVLM
 from vlm_lens.parts import text_for
@@ -77,10 +80,12 @@ class Grades:
 
     Attributes:
         of: By edit (`CLEAN` among them) and task, one grade for each sample.
+        samples: By task, the samples that count, in the same order.
         notes: Samples that do not count, and why.
     """
 
     of: dict[str, dict[str, Float[Tensor, " sample"]]]
+    samples: dict[str, tuple[Sample, ...]]
     notes: tuple[str, ...]
 
     def drop(self, edit: str, task: str) -> tuple[float, float]:
@@ -119,12 +124,12 @@ def measure(
         on_batch: Called after each batch with the number of batches done and of all.
 
     Returns:
-        The grades. Samples without an answer, or with an empty one, do not count, and the notes
-        say so.
+        The grades. Samples without an answer, or with an empty one, and those that cannot be
+        prepared do not count, and the notes say so.
 
     Raises:
-        ValueError: There are no tasks, none of a task's samples has an answer, or an edit is
-            called `CLEAN`.
+        ValueError: There are no tasks, none of a task's samples counts, or an edit is called
+            `CLEAN`.
         HookNameError, IndexError: Neurons are not of this model.
 
     Example:
@@ -151,18 +156,64 @@ def measure(
     found: dict[str, dict[str, list[float]]] = {
         name: {task: [] for task in counted} for name in (CLEAN, *edits)
     }
+    kept: dict[str, list[Sample]] = {task: [] for task in counted}
+    refused: dict[str, list[str]] = {task: [] for task in counted}
     for done, chunk in enumerate(chunks, 1):
-        samples = [expected[chunk.dataset][number] for number in chunk.numbers]
-        for name, answers in _answers(model, chunk, edits, max_new_tokens).items():
-            pairs = zip(answers, samples, strict=True)
-            found[name][chunk.dataset] += [float(grade(*pair)) for pair in pairs]
+        task = chunk.dataset
+        for part, answers in _answers(model, chunk, edits, max_new_tokens):
+            if isinstance(answers, str):
+                refused[task].append(answers)
+                continue
+            samples = [expected[task][number] for number in part.numbers]
+            kept[task] += samples
+            for name, texts in answers.items():
+                pairs = zip(texts, samples, strict=True)
+                found[name][task] += [float(grade(*pair)) for pair in pairs]
         if on_batch is not None:
             on_batch(done, len(chunks))
     grades = {
         name: {task: torch.tensor(values).double() for task, values in by_task.items()}
         for name, by_task in found.items()
     }
-    return Grades(grades, notes)
+    samples_of = {task: tuple(samples) for task, samples in kept.items()}
+    return Grades(grades, samples_of, (*notes, *_refusals(kept, refused)))
+
+
+def answered_right(
+    model: HookedVLM, samples: Sequence[Sample], *, batch_size: int = 16
+) -> list[Sample]:
+    """The samples that a model answers right; those without an answer are not asked.
+
+    Args:
+        model: The model.
+        samples: Questions with answers.
+        batch_size: How many run at once.
+
+    Raises:
+        ValueError: None of them counts.
+
+    Example:
+        >>> from vlm_lens import load_samples
+        >>> model = HookedVLM.from_pretrained("shapes-llava")
+        >>> len(answered_right(model, load_samples("shapes-llava", n=8)))
+        8
+    """
+    grades = measure(model, {"all": samples}, {}, batch_size=batch_size)
+    pairs = zip(grades.samples["all"], grades.of[CLEAN]["all"].tolist(), strict=True)
+    return [sample for sample, grade in pairs if grade == 1]
+
+
+def _refusals(
+    kept: Mapping[str, Sequence[Sample]], refused: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Notes about samples that could not be prepared; one of each task has to be."""
+    for task, reasons in refused.items():
+        if not kept[task]:
+            raise ValueError(
+                f"none of the {len(reasons)} samples of task {task!r} can be used: {reasons[0]}"
+            )
+        for reason, n in Counter(reasons).items():
+            yield f"{counted(n, 'sample')} of {task!r} left out: {reason}"
 
 
 def _counted(tasks: Tasks) -> tuple[dict[str, list[Sample | Answered]], tuple[str, ...]]:
@@ -199,14 +250,30 @@ def _samples(one: Sample | Answered) -> list[Sample]:
 
 def _answers(
     model: HookedVLM, chunk: Chunk, edits: Mapping[str, Edit], max_new_tokens: int
-) -> dict[str, list[str]]:
-    """The greedy answers to a batch, with each edit."""
+) -> Iterator[tuple[Chunk, dict[str, list[str]] | str]]:
+    """A batch with its answers; if it cannot be prepared, each of its samples, or why not."""
     try:
         inputs = make_batch(model, chunk.content, Answers()).prompts
-    except REFUSED as error:
-        first, last = chunk.numbers[0], chunk.numbers[-1]
-        error.add_note(f"In task {chunk.dataset!r}, samples {first} to {last}.")
+    except ArchitectureError:  # of the model, and so of all samples
         raise
+    except REFUSED as error:
+        if isinstance(chunk.content, Inputs):
+            error.add_note(f"These are prepared inputs of task {chunk.dataset!r}.")
+            raise
+        singles = chunk.singles()
+        if len(singles) == 1:
+            yield chunk, why_refused(error)
+            return
+        for single in singles:
+            yield from _answers(model, single, edits, max_new_tokens)
+        return
+    yield chunk, _greedy(model, inputs, edits, max_new_tokens)
+
+
+def _greedy(
+    model: HookedVLM, inputs: Inputs, edits: Mapping[str, Edit], max_new_tokens: int
+) -> dict[str, list[str]]:
+    """The greedy answers to prompts, with each edit."""
     names = sorted({name for edit in edits.values() for name in edit.names})
     replay = replay_below(model, names, generating=True)
     answers = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlm_lens.counted import counted
 from vlm_lens.passes.data import ONE
 from vlm_lens.passes.reducers import Reducer, State
 from vlm_lens.results.scores import Scores
@@ -99,6 +101,7 @@ class Passed:
 
         Returns:
             Scores with the axis "group"; NaN where a group reached no position of a hook point.
+            They know how many samples each group has, and note which were left out.
         """
         names = list(
             dict.fromkeys(group for group, _, _ in self.states) if groups is None else groups
@@ -112,7 +115,19 @@ class Passed:
             return nothing if state is None else state["sum"] / state[per]
 
         scores = {site: torch.stack([mean(g, site) for g in names]).float() for site in like}
-        return Scores(scores, method, axes={"group": tuple(names)})
+        return Scores(
+            scores,
+            method,
+            {"n_samples": {name: self.n_samples.get(name, 0) for name in names}},
+            {"group": tuple(names)},
+            self.notes,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many samples were left out, and why."""
+        reasons = Counter(reason for of in self.left_out.values() for reason in of.values())
+        return tuple(f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items())
 
 
 def merge(parts: Iterable[Passed], reducers: Mapping[str, Reducer]) -> Passed:

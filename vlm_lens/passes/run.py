@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
+
+from vlm_lens.results import Result
+from vlm_lens.whole_file import DamagedError
+
+R = TypeVar("R", bound=Result)
+
+CHECKPOINT = "checkpoint"
+"""The folder for what is half done, inside of that of what it will be."""
 
 OnBatch = Callable[[int, int | None], None]
 """Is told after each batch how many are done, and how many there are (None: not known)."""
 
+Tell = Callable[[str, int, int | None], None]
+"""Is told the same of each step of some work, with its name first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a pass over samples is done.
+    """How a pass over samples is done, or work of several steps.
 
     Attributes:
         batch_size: How many samples run at once.
@@ -22,6 +35,7 @@ class Run:
         shard: Which share of the batches is done: ``(i, n)`` takes batches i, i + n, i + 2n, ...
             Merged, the shares of all i give what one pass over everything does.
         on_batch: Is told after each batch.
+        tell: Is told so of each step.
 
     Raises:
         ValueError: A number is out of its range.
@@ -37,6 +51,7 @@ class Run:
     kind: str = "pass"
     shard: tuple[int, int] = (0, 1)
     on_batch: OnBatch | None = None
+    tell: Tell | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("every", self.every)):
@@ -45,3 +60,61 @@ class Run:
         part, n = self.shard
         if not 0 <= part < n:
             raise ValueError(f"expected shard (i, n) with i from 0 to n - 1, got {self.shard}")
+
+    def step(self, name: str) -> Run:
+        """One step of the work: a folder inside this one's, and its name told with each batch."""
+        folder = None if self.folder is None else self.folder / name
+        on_batch = None if self.tell is None else partial(self.tell, name)
+        return replace(self, folder=folder, on_batch=on_batch)
+
+    def kept(self, name: str, kind: type[R], make: Callable[[Run], R]) -> R:
+        """A result that is in the folder from an earlier run, or else is made and written now.
+
+        Args:
+            name: Of the step, and of its folder.
+            kind: The result's class.
+            make: Makes it, with a run whose folder is for what is half done.
+
+        Raises:
+            ValueError: It is there, but cannot be read.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> from vlm_lens.results.scores import Scores
+            >>> run = Run(folder=Path(mkdtemp()))
+            >>> def make(run: Run) -> Scores:
+            ...     print("made once")
+            ...     return Scores({}, "mine")
+            >>> run.kept("scores", Scores, make), run.kept("scores", Scores, make)
+            made once
+            (Scores(mine: 0 neurons at 0 hook points), Scores(mine: 0 neurons at 0 hook points))
+        """
+        step = self.step(name)
+        if step.folder is None:
+            return make(step)
+        file = step.folder / f"{kind.KIND}.json"
+        if file.exists():
+            return _loaded(kind, file)
+        made = make(replace(step, folder=step.folder / CHECKPOINT))
+        made.save(step.folder)
+        return made
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The same as functions take it that have a keyword for each."""
+        return {
+            "batch_size": self.batch_size,
+            "checkpoint": self.folder,
+            "on_batch": self.on_batch,
+        }
+
+
+def _loaded(kind: type[R], file: Path) -> R:
+    try:
+        return kind.load(file.parent)
+    except (DamagedError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"{reason}. To go on, delete {str(file)!r}: the same call makes it again, and other "
+            "results stay as they are"
+        ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from vlm_lens.analyses import miner
-from vlm_lens.analyses.miner_sets import by_layer
+from vlm_lens.experiments.sets import by_layer
 from vlm_lens.pages.tables import Table, of_frame
 from vlm_lens.pages.words import listing
 from vlm_lens.plots.page import as_json

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_scores import ModalityScores
-    from vlm_lens.analyses.miner_sets import LayerCounts, Overlap
     from vlm_lens.experiments import Matrix
+    from vlm_lens.experiments.sets import LayerCounts, Overlap
     from vlm_lens.neurons import NeuronSet
 
 

@@ -18,8 +18,8 @@ from vlm_lens.report import miner_words as words
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
     from vlm_lens.analyses.miner_scores import ModalityScores
-    from vlm_lens.analyses.miner_sets import Overlap
     from vlm_lens.experiments import Matrix
+    from vlm_lens.experiments.sets import Overlap
     from vlm_lens.report.mined import Mined
 
 _BEST = 10

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.analyses.miner_curve import ALL
+from vlm_lens.experiments.matrix import ERRORS, is_beyond
 from vlm_lens.pages.words import between, listing, percent
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
-    from vlm_lens.analyses.miner_sets import Overlap
     from vlm_lens.experiments import Matrix
+    from vlm_lens.experiments.sets import Overlap
     from vlm_lens.report.mined import Mined
-
-ERRORS = 2
-"""A difference counts that is larger than so many standard errors."""
 
 _RULE = (
     f"what counts is a loss beyond that with every random set by more than {ERRORS} standard errors"
@@ -26,17 +24,6 @@ _ALPHA = 0.05
 
 
 # Whether a loss counts ----------------------------------------------------------------------------
-
-
-def is_beyond(row: Mapping[Any, Any]) -> bool:
-    """Whether a row of `Matrix` is a loss that random neurons do not explain.
-
-    Example:
-        >>> row = {"drop": 0.5, "control_high": 0.1, "standard_error": 0.05}
-        >>> is_beyond(row), is_beyond({**row, "control_high": 0.45})
-        (True, False)
-    """
-    return row["drop"] - max(row["control_high"], 0.0) > ERRORS * row["standard_error"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.results.files import read_result, write_result
 from vlm_lens.results.packing import built, packed_whole
+from vlm_lens.results.section import Section
 
 R = TypeVar("R", bound="Result")
 
@@ -23,7 +24,7 @@ class Result:
 
     What a subclass declares is kept: fields may be numbers, texts, tensors, arrays, data frames,
     neurons, other dataclasses, and tuples and mappings of them. It says what it found in a line
-    (`summary`) and as a table (`table`).
+    (`summary`), as a table (`table`) and as a page (`headline` and `sections`).
 
     Attributes:
         KIND: What results of this kind are called on disk.
@@ -65,6 +66,14 @@ class Result:
     def shown(self) -> pd.DataFrame:
         """The part of it that is printed."""
         return self.table()
+
+    def headline(self) -> str:
+        """What was found, as a page's heading."""
+        return self.summary()
+
+    def sections(self) -> list[Section]:
+        """What a page says of it, part by part."""
+        return [Section(table=self.table())]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary()})"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from vlm_lens.results import Result
+from vlm_lens.results import Result, Section
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -41,6 +41,10 @@ class TableResult(Result):
     def plot(self) -> go.Figure:
         """The figure of this result."""
         raise NotImplementedError
+
+    def sections(self) -> list[Section]:
+        """Its figure and its table."""
+        return [Section(title=self.title, figure=self.plot(), table=self.table())]
 
     @property
     def title(self) -> str:

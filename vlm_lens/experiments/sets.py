@@ -1,4 +1,4 @@
-"""How the modalities' neurons overlap, and how they are spread over layers."""
+"""How sets of neurons overlap, and how they are spread over layers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vlm_lens.neurons.neuron import natural_order, split_name
 from vlm_lens.plots.cells import Cell, cells
 from vlm_lens.plots.layout import shown
 from vlm_lens.plots.lines import Panel, lines, lines_of
+from vlm_lens.results import Section
 from vlm_lens.results.table import TableResult
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _PAIR = (
     *("a", "b", "n_a", "n_b", "shared", "jaccard", "expected_shared", "expected_jaccard"),
     *("expected_in_layers", "jaccard_in_layers", "p_value"),
 )
-_COUNTS = ("modality", "layer", "name", "n_neurons", "share", "density")
+_COUNTS = ("set", "layer", "name", "n_neurons", "share", "density")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +41,7 @@ class Overlap(TableResult):
     """
 
     KIND = "set_overlap"
-    TITLE: ClassVar[str] = "Neurons that modalities share"
+    TITLE: ClassVar[str] = "Neurons that sets share"
 
     def matrix(self, value: str = "jaccard") -> pd.DataFrame:
         """One of the columns as a symmetric table; a set and itself have NaN.
@@ -53,6 +54,13 @@ class Overlap(TableResult):
         for a, b, found in self.frame[["a", "b", value]].itertuples(index=False):
             wide.loc[a, b] = wide.loc[b, a] = float(found)
         return wide
+
+    def sections(self) -> list[Section]:
+        """Its figure, and its numbers for who opens them."""
+        return [
+            Section(title=self.title, figure=self.plot()),
+            Section(table=self.table(), is_folded=True),
+        ]
 
     def plot(self) -> go.Figure:
         """A heat map of the Jaccard indices, with those that chance would give."""
@@ -78,24 +86,24 @@ class Overlap(TableResult):
 class LayerCounts(TableResult):
     """How many of each set's neurons are in each layer.
 
-    Each row is a set and a layer: ``modality``, ``layer``, ``name`` of the hook point, how many
+    Each row is a set and a layer: ``set``, ``layer``, ``name`` of the hook point, how many
     neurons of the set are there (``n_neurons``), the ``share`` of the set that this is, and the
     ``density``: the share of the layer's neurons that this is.
     """
 
     KIND = "layer_counts"
-    TITLE: ClassVar[str] = "Where each modality's neurons are"
+    TITLE: ClassVar[str] = "Where each set of neurons is"
 
     def table(self) -> pd.DataFrame:
         """One row for each layer, one column for each set: the numbers of neurons."""
-        names = list(dict.fromkeys(self.frame["modality"]))
-        wide = self.frame.pivot(index="layer", columns="modality", values="n_neurons")
+        names = list(dict.fromkeys(self.frame["set"]))
+        wide = self.frame.pivot(index="layer", columns="set", values="n_neurons")
         return wide[names].reset_index().rename_axis(columns=None)
 
     def plot(self) -> go.Figure:
         """Lines over the layers."""
         rows = self.frame.to_dict("records")
-        selected = lines_of(rows, "layer", "n_neurons", by=["modality"])
+        selected = lines_of(rows, "layer", "n_neurons", by=["set"])
         return lines([Panel("selected neurons", selected)], title=self.TITLE)
 
 
@@ -105,7 +113,7 @@ def overlap(
     """How many neurons each pair of sets shares, and how many chance would let them share.
 
     Args:
-        selected: Neurons by modality, e.g. of `miner.select`.
+        selected: Neurons by name, e.g. by modality of `miner.select`.
         sizes: The number of neurons at each hook point that could have been chosen, e.g.
             ``scores.sizes``; by default those that the sets know, which leaves out layers where
             none is chosen.
@@ -144,7 +152,7 @@ def by_layer(
     """How many of each set's neurons are in each layer.
 
     Args:
-        selected: Neurons by modality, e.g. of `miner.select`.
+        selected: Neurons by name, e.g. by modality of `miner.select`.
         sizes: The number of neurons at each hook point, e.g. ``scores.sizes``; by default those
             that the sets know, which leaves out layers where none is chosen.
 
@@ -161,11 +169,11 @@ def by_layer(
         raise ValueError("expected at least one set of neurons, got none")
     known = _known_sizes(selected, sizes)
     rows = []
-    for modality, neurons in selected.items():
+    for called, neurons in selected.items():
         counts = neurons.count_by("name")
         for name, size in known.items():
             n = counts.get(name, 0)
-            where = modality, split_name(name)[1], name
+            where = called, split_name(name)[1], name
             rows.append((*where, n, n / max(len(neurons), 1), n / size))
     return LayerCounts(pd.DataFrame(rows, columns=list(_COUNTS)), {"sizes": known})
 
@@ -190,10 +198,10 @@ def _known_sizes(
     """The number of neurons at every hook point, from the first layer to the last."""
     if sizes is None:
         sizes = {name: n for neurons in selected.values() for name, n in neurons.sizes.items()}
-    for modality, neurons in selected.items():
+    for called, neurons in selected.items():
         if missing := [name for name in neurons.names if name not in sizes]:
             raise ValueError(
-                f"the number of neurons at {missing[0]!r}, of {modality!r}, is not known: pass "
+                f"the number of neurons at {missing[0]!r}, of {called!r}, is not known: pass "
                 "sizes, e.g. scores.sizes"
             )
         neurons.check(sizes)

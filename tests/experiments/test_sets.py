@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from vlm_lens import NeuronSet
-from vlm_lens.analyses.miner_sets import LayerCounts, Overlap, by_layer, overlap
+from vlm_lens.experiments.sets import LayerCounts, Overlap, by_layer, overlap
 
 SIZES = {"blocks.0.mlp.hook_act": 10, "blocks.1.mlp.hook_act": 10, "blocks.10.mlp.hook_act": 10}
 FIRST, SECOND, LAST = SIZES
@@ -52,7 +52,7 @@ def test_layers_are_counted_from_first_to_last():
     found = by_layer(SETS, sizes=dict(reversed(SIZES.items())))
     assert found.table().to_numpy().tolist() == [[0, 4, 3, 0], [1, 1, 0, 1], [10, 0, 1, 0]]
     row = found.frame.iloc[0]
-    assert (row.modality, row.share, row.density) == ("text", 0.8, 0.4)
+    assert (row.set, row.share, row.density) == ("text", 0.8, 0.4)
 
 
 def test_what_sets_know_of_sizes_is_enough():
