@@ -13,7 +13,8 @@ from benchmarks.findings_random import random_model
 from benchmarks.findings_tables import SEEDS, Row, Tables, over_seeds, say, together
 from vlm_lens import HookedVLM
 from vlm_lens.analyses.neuron_types import classify
-from vlm_lens.analyses.neuron_types_result import LABELS, NeuronTypes
+from vlm_lens.analyses.neuron_types_labels import LABELS
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.shapes_llava.world import make_samples
 
 N_SAMPLES = 600

@@ -21,7 +21,8 @@ from benchmarks.findings_random import random_model
 from benchmarks.findings_tables import markdown, over_seeds, together
 from vlm_lens import HookedVLM
 from vlm_lens.analyses import miner
-from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
+from vlm_lens.analyses.neuron_types_labels import SiteTypes
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,7 @@ def test_samples_that_cannot_be_read_are_left_out_with_the_reason(models, tmp_pa
         found = miner.score(model, [every[0], bad[0], *every[1:], bad[1]], batch_size=4)
     assert found.n_samples == {"data": 5}
     assert found.parameters["left_out"] == {"data": [1, 6]}
-    assert [note[:29] for note in found.notes[:2]] == ["1 sample left out of 'data': "] * 2
+    assert [note[:19] for note in found.notes[:2]] == ["1 sample left out: "] * 2
     assert "truncated" in found.notes[0]
     expected = miner.score(model, every).importance
     torch.testing.assert_close(found.importance, expected, rtol=0, atol=1e-5)

@@ -15,7 +15,8 @@ from tests.analyses.slow_types import slow_types
 from tests.conftest import assert_no_hooks
 from tests.statistics.slow import MODULES, N_NEW, built, samples_of
 from vlm_lens.analyses.neuron_types import classify
-from vlm_lens.analyses.neuron_types_result import LABELS, NeuronTypes
+from vlm_lens.analyses.neuron_types_labels import LABELS
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.data import Sample
 from vlm_lens.passes import SamplesLeftOutWarning
 

@@ -21,7 +21,8 @@ from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
-from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
+from vlm_lens.analyses.neuron_types_labels import SiteTypes
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.explorer import explore
 from vlm_lens.explorer.cards import N_CARDS, Cards
 from vlm_lens.explorer.facts import Fact, Results

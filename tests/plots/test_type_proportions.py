@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_lens.analyses.neuron_types_result import LABELS, NeuronTypes, SiteTypes
+from vlm_lens.analyses.neuron_types_labels import LABELS, SiteTypes
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.plots.type_proportions import type_proportions
 
 

@@ -26,7 +26,9 @@ from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.logit_effect import LogitEffect
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
-from vlm_lens.analyses.neuron_types_result import NeuronTypes, SiteTypes
+from vlm_lens.analyses.neuron_types_labels import SiteTypes
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
+from vlm_lens.experiments import Selected
 from vlm_lens.masking.measurement import Measurement, Stages
 from vlm_lens.neurons import Neuron, NeuronSet
 from vlm_lens.results import Result
@@ -74,6 +76,12 @@ def explained() -> Explanations:
 FRAME = pd.DataFrame({"a": [EVIL, "b"], "layer": pd.array([1, None], "Int64"), "x": [0.5, np.nan]})
 EXAMPLES: dict[type[Result], Result] = {
     Scores: Scores({NAME: torch.tensor([1.0, float("nan")])}, "demo", PARAMETERS),
+    Selected: Selected(
+        Scores({NAME: torch.ones(2, 3)}, "demo", axes={"group": (EVIL, "b")}),
+        {EVIL: NeuronSet.from_indices({NAME: [2]}, sizes={NAME: 3}), "b": NeuronSet()},
+        PARAMETERS,
+        (EVIL,),
+    ),
     EntryScores: EntryScores(
         {NAME: 9}, torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([5, 2]),
         torch.tensor([8.0, 6.0]), ("<s>", EVIL), "PCICN", PARAMETERS,

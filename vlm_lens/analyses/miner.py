@@ -23,7 +23,6 @@ where images are read by cross-attention, "image" is the one token that stands f
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,11 @@ from torch import Tensor
 from vlm_lens.analyses.miner_layers import layer_sites
 from vlm_lens.analyses.miner_scores import METRICS, SPLITS, ModalityScores, Split
 from vlm_lens.analyses.miner_selection import Strategy, select
-from vlm_lens.counted import counted
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.inputs import TokenMap
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.sites import Which
-from vlm_lens.passes import Beside, Passed, Reading, Reducer, Run, State, one_pass
+from vlm_lens.passes import Beside, Reading, Reducer, Run, State, one_pass
 from vlm_lens.passes.batch import Batch
 from vlm_lens.passes.data import Data, named
 from vlm_lens.passes.reducers import wide
@@ -316,7 +314,7 @@ def score(
         run=Run(batch_size=batch_size, folder=checkpoint, kind="progress", on_batch=on_batch),
     )
     n_samples = {name: passed.n_samples.get(name, 0) for name in by_name}
-    notes = left_out_notes(passed)
+    notes = [*passed.notes]
     if nothing := [name for name, n in n_samples.items() if not n]:
         raise ValueError(f"no sample of data set {nothing[0]!r} counts: {'; '.join(notes)}")
     states = {name: passed.of(_NAME, name) for name in by_name}
@@ -357,13 +355,3 @@ def _together(
         dataset: torch.stack([of[n]["sum"] if n in of else nothing for n in names], dim=2)
         for dataset, of in states.items()
     }
-
-
-def left_out_notes(passed: Passed) -> list[str]:
-    """How many samples of each data set do not count, and why."""
-    reasons = Counter(
-        f"{dataset!r}: {reason}"
-        for dataset, numbers in passed.left_out.items()
-        for reason in numbers.values()
-    )
-    return [f"{counted(n, 'sample')} left out of {reason}" for reason, n in reasons.items()]

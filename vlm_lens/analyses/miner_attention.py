@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import torch
 
-from vlm_lens.analyses.miner import left_out_notes, separate
+from vlm_lens.analyses.miner import separate
 from vlm_lens.analyses.miner_scores import SPLITS, Split
 from vlm_lens.edits import Edit, Set, Value
 from vlm_lens.experiments import CLEAN
@@ -129,7 +129,7 @@ def last_token_attention(
             run=Run(batch_size=batch_size, on_batch=on_batch),
         )
         rows += _rows(passed, names, name, split)
-        notes += left_out_notes(passed)
+        notes += passed.notes
     columns = ["layer", "name", "modality", "masked", "mass", "uniform", "n_samples"]
     orders = names, SPLITS[split], list(edits)
     rows.sort(key=lambda row: [some.index(one) for some, one in zip(orders, row[1:4], strict=True)])

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm_lens.analyses.miner import left_out_notes
 from vlm_lens.analyses.miner_layers import reader
 from vlm_lens.analyses.miner_scores import SPLITS, Split
 from vlm_lens.inputs.token_types import MODALITIES
@@ -104,7 +103,7 @@ def pooled_states(
         occurring,
         {name: samples[name] for name in occurring},
         tuple(names),
-        tuple(left_out_notes(passed)),
+        passed.notes,
     )
 
 

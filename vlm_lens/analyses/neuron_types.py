@@ -20,19 +20,25 @@ under the null hypothesis that the kind of token does not matter (`neuron_types_
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from vlm_lens.analyses.neuron_types_counts import Comparison, Thresholds
+from vlm_lens.analyses.neuron_types_labels import check_shares, of_site, sensitivity
 from vlm_lens.analyses.neuron_types_passes import Passes, Setting
-from vlm_lens.analyses.neuron_types_result import NeuronTypes, check_shares, of_site, sensitivity
+from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons.sites import Which
+from vlm_lens.passes import Run
 from vlm_lens.passes.answers import Answers, AnswerSource
 from vlm_lens.passes.run import OnBatch
+from vlm_lens.studies import study
 
 GRID: Mapping[str, Sequence[int | float]] = {
     "T_v": (1.0, 2.0, 3.0),
@@ -168,3 +174,72 @@ def _from(before: int, after: int, on_batch: OnBatch | None) -> OnBatch | None:
     if on_batch is None:
         return None
     return lambda n, total: on_batch(before + n, None if total is None else before + total + after)
+
+
+def check(samples: Sequence[Sample], **options: Any) -> None:
+    """Refuses options that are out of range, and answers that are not there.
+
+    Raises:
+        ValueError: There are such.
+    """
+    check_shares(high_confidence=options["high_confidence"], alpha=options["alpha"])
+    thresholds = Thresholds(*(options[name] for name in GRID))
+    Setting(thresholds=thresholds, top_samples=options["top_samples"])
+    if options["answers"] == "given" and not any((s.answer or "").strip() for s in samples):
+        raise ValueError(
+            f"--answers given needs answers, but none of the {len(samples)} samples has one"
+        )
+
+
+@study(
+    "types",
+    title="Types of neurons",
+    paper="arXiv 2502.18485",
+    task="caption",
+    n=500,
+    needs=("images",),
+    check=check,
+)
+def types(
+    model: HookedVLM,
+    samples: Sequence[Sample],
+    *,
+    answers: Literal["own", "given"] = "own",
+    max_new_tokens: int = 64,
+    sites: str = "act",
+    component: str = "language_model",
+    top_samples: int = 50,
+    T_v: float = 2.0,
+    n_v: int = 4,
+    T_t: float = 3.0,
+    n_t: int = 2,
+    high_confidence: float = 0.8,
+    alpha: float = 0.05,
+    run: Run = Run(),  # noqa: B008
+) -> NeuronTypes:
+    """Which neurons are visual, text, multi-modal or unknown.
+
+    That is read off the samples in which they are most active.
+
+    Args:
+        model: The model.
+        samples: Images and prompts that ask to describe them.
+        answers: Behind the prompts: the model's own, or those given.
+        max_new_tokens: The longest answer.
+        sites: Which neurons: act, post, output or a glob of hook names.
+        component: Only its neurons.
+        top_samples: Samples that decide on a neuron, those where it is most active.
+        T_v: A visual token is activated above this, from 0 to 10.
+        n_v: So many of them make a sample visual.
+        T_t: A text token is activated above this.
+        n_t: So many of them make a sample text.
+        high_confidence: A share above this is of high confidence.
+        alpha: Rate of false discoveries up to which a label is more than chance.
+        run: How it is done.
+    """
+    options = {"T_v": T_v, "n_v": n_v, "T_t": T_t, "n_t": n_t, "max_new_tokens": max_new_tokens}
+    typed = partial(classify, model, sites=sites, component=component, answers=answers)
+    with warnings.catch_warnings(action="ignore"):  # what only the model knows is refused at once
+        typed(samples[: run.batch_size], top_samples=1, grid={}, **options)
+    options |= {"high_confidence": high_confidence, "alpha": alpha, "top_samples": top_samples}
+    return run.kept("", NeuronTypes, lambda run: typed(samples, **options, **run.keywords))

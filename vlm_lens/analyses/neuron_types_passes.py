@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,12 +38,12 @@ class Setting:
     """
 
     thresholds: Thresholds
-    comparison: Comparison
-    visual_tokens: str
-    text_tokens: str
-    maximum_over: str | None
-    grid: Mapping[str, Sequence[int | float]]
     top_samples: int
+    comparison: Comparison = ">="
+    visual_tokens: str = "image"
+    text_tokens: str = "answer text"
+    maximum_over: str | None = None
+    grid: Mapping[str, Sequence[int | float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.top_samples < 1:

@@ -2,104 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vlm_lens.analyses.neuron_types_counts import Grid, SiteCounts
-from vlm_lens.analyses.neuron_types_null import false_discovery_rates, tails
+from vlm_lens.analyses import neuron_types_words as words
+from vlm_lens.analyses.neuron_types_labels import LABELS, Label, SiteTypes
+from vlm_lens.analyses.neuron_types_null import false_discovery_rates
+from vlm_lens.counted import counted
 from vlm_lens.neurons import NeuronSet
 from vlm_lens.neurons.neuron import split_name
 from vlm_lens.plots.type_proportions import type_proportions
-from vlm_lens.results import Result
-from vlm_lens.statistics import TopSamples
+from vlm_lens.results import Result, Section
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-Label = Literal["visual", "text", "multi-modal", "unknown"]
-LABELS: tuple[Label, ...] = get_args(Label)
-
-
-@dataclass(frozen=True, eq=False)
-class SiteTypes:
-    """The types of the neurons of one hook point.
-
-    Attributes:
-        counts: How many of each neuron's top samples are of each type, in the order of `LABELS`.
-        maxima: Each neuron's largest activation; one that is not positive is never activated.
-        tails: The chance of at least as many samples of each type, if the kind of token does not
-            matter.
-    """
-
-    counts: Int[Tensor, "4 d"]
-    maxima: Float[Tensor, " d"]
-    tails: Float[Tensor, "4 d"]
-
-    @property
-    def labels(self) -> Int[Tensor, " d"]:
-        """The place in `LABELS` of each neuron's most frequent type; of equal ones the first."""
-        return _most(self.counts)
-
-    @property
-    def shares(self) -> Float[Tensor, "4 d"]:
-        """p_v, p_t, p_m and p_u."""
-        return self.counts / self.counts.sum(0)
-
-    @property
-    def p_values(self) -> Float[Tensor, " d"]:
-        """Of each neuron's label, times 4: it is one of four, chosen by looking."""
-        chosen = self.tails.gather(0, self.labels[None])[0]
-        return (len(LABELS) * chosen).clamp(max=1.0)
-
-
-def of_site(counts: SiteCounts, top: TopSamples) -> SiteTypes:
-    """The types at one hook point, at the thresholds that count."""
-    found = _by_type(counts, 0, 0, n_top=len(top.samples))
-    return SiteTypes(found, top.values[0], tails(counts.chances, found))
-
-
-def _by_type(counts: SiteCounts, v: int, t: int, *, n_top: int) -> Int[Tensor, "4 d"]:
-    """How many samples are of each type at one pair of visual and one of text thresholds."""
-    visual, text, both = counts.visual[v], counts.text[t], counts.both[v, t]
-    return torch.stack([visual - both, text - both, both, n_top - visual - text + both])
-
-
-def _most(counts: Int[Tensor, "4 d"]) -> Int[Tensor, " d"]:
-    n = len(LABELS)
-    return (counts * n - torch.arange(n)[:, None]).argmax(0)
-
-
-def sensitivity(state: Mapping[str, SiteCounts], grid: Grid) -> list[dict[str, int | float]]:
-    """How many neurons have each label at each combination of thresholds, and how many others."""
-    n_top = {name: site.chances.shape[1] - 1 for name, site in state.items()}
-    first = {name: _most(_by_type(site, 0, 0, n_top=n_top[name])) for name, site in state.items()}
-    rows = []
-    for v, (T_v, n_v) in enumerate(grid.visual):
-        for t, (T_t, n_t) in enumerate(grid.text):
-            counts, changed = torch.zeros(len(LABELS), dtype=torch.int64), 0
-            for name, site in state.items():
-                labels = _most(_by_type(site, v, t, n_top=n_top[name]))
-                counts += torch.bincount(labels, minlength=len(LABELS))
-                changed += int((labels != first[name]).sum())
-            row = {"T_v": T_v, "n_v": n_v, "T_t": T_t, "n_t": n_t}
-            row |= dict(zip(LABELS, counts.tolist(), strict=True))
-            rows.append({**row, "changed": changed})
-    return rows
-
-
-def check_shares(*, high_confidence: int | float, alpha: int | float) -> None:
-    """Raises ValueError unless both are shares."""
-    for name, value in (("high_confidence", high_confidence), ("alpha", alpha)):
-        if not 0 <= value < 1:
-            raise ValueError(f"expected {name} from 0 to below 1, got {value}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,12 +113,14 @@ class NeuronTypes(Result):
         """A row for each label: how many neurons have it, and how sure that is.
 
         Returns:
-            Columns ``label``, ``neurons``, ``share``, ``high_confidence`` and ``significant`` (how
-            many of them), and ``never_active`` (their largest activation is not positive).
+            Columns ``label``, ``neurons``, ``share``, and how many of them are of
+            ``high_confidence``, have a ``small`` p-value, are ``significant`` (corrected for their
+            number) and ``never_active`` (their largest activation is not positive).
         """
         every = self._joined
         flags = {
             "high_confidence": torch.cat([self.is_confident(name) for name in self.sites]),
+            "small": every.p_values <= self.parameters["alpha"],
             "significant": torch.cat([self.is_significant(name) for name in self.sites]),
             "never_active": every.maxima <= 0,
         }
@@ -288,3 +215,24 @@ class NeuronTypes(Result):
         each = ", ".join(f"{label} {n:,}" for label, n in zip(LABELS, counts, strict=True))
         sure = sum(int(self.is_significant(name).sum()) for name in self.sites)
         return f"{sum(counts):,} neurons: {each}; {sure:,} by more than chance"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which samples do not count."""
+        reasons = Counter(self.parameters.get("left_out", {}).values())
+        return tuple(f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items())
+
+    def headline(self) -> str:
+        """Which share of the neurons has which label."""
+        return words.headline(self.table().to_dict("records"))
+
+    def sections(self) -> list[Section]:
+        """The labels, where they are, other thresholds, and the surest neurons."""
+        alpha, level = (self.parameters[name] for name in ("alpha", "high_confidence"))
+        return [
+            words.of_labels(self.table(), alpha=alpha, level=level),
+            words.of_layers(self.by_layer(), self.plot()),
+            Section(figure=self.plot(high_confidence=True)),
+            *words.of_thresholds(self.sensitivity()),
+            *words.surest(self.to_dataframe()),
+        ]

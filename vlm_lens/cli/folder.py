@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,11 @@ class RunFolder:
                 self._check_checkpoint()
             else:
                 write_result(self.path, kind=KIND, fields={"command": self.command, **fields})
+
+    def release(self) -> None:
+        """Gives up the folder, unless there is something in it that could be gone on from."""
+        if {file.name for file in self.path.iterdir()} <= {f"{KIND}.json"}:
+            shutil.rmtree(self.path)
 
     def kept(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from vlm_lens.studies.options import Option, Study
 
 if TYPE_CHECKING:
     from vlm_lens.data import Sample
+    from vlm_lens.results import Result
 
     Datasets = dict[str, list[Sample]]
 
@@ -95,13 +96,15 @@ def run(study: Study, arguments: argparse.Namespace, *, command: str) -> None:
     folder = RunFolder.of(arguments, command)
     datasets = _read(study, arguments)
     notes = _check_needs(study, datasets)
+    given = {option.name: getattr(arguments, option.name) for option in study.options}
+    function = _checked(study, _as_declared(study, datasets), given)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
     every = [sample for samples in datasets.values() for sample in samples]
     folder.claim(**checksums(model, every))
     step(f"{study.title}: {counted(len(every), 'sample')}")
-    given = {option.name: getattr(arguments, option.name) for option in study.options}
-    result = _result(study, folder, (model, _as_declared(study, datasets)), given, arguments)
+    work = partial(function, model, _as_declared(study, datasets), **given)
+    result = _result(work, folder, arguments.batch_size)
     folder.derive(result, kind=result.KIND)
     step("writing the report")
     from vlm_lens.studies.page import lines, render_study
@@ -155,18 +158,26 @@ def _without_images(study: Study, samples: list[Sample], of: str) -> list[str]:
     return [f"{counted(missing, 'sample')}{of} left out: no image"] if missing else []
 
 
-def _result(
-    study: Study,
-    folder: RunFolder,
-    asked: tuple[Any, Any],
-    given: Mapping[str, Any],
-    arguments: argparse.Namespace,
-) -> Any:
+def _checked(
+    study: Study, samples: Datasets | list[Sample], given: Mapping[str, Any]
+) -> Callable[..., Result]:
+    """The study's function; what it refuses without a model is refused now."""
+    function = getattr(import_module(study.module), study.function)
+    check = function.study["check"]
+    if check is not None:
+        with refusing():
+            check(samples, **given)
+    return function
+
+
+def _result(work: Callable[..., Result], folder: RunFolder, batch_size: int) -> Result:
     """What the study finds; samples that are left out are in its notes, and told there."""
     from vlm_lens.passes import Run, SamplesLeftOutWarning
 
-    function = getattr(import_module(study.module), study.function)
-    with warnings.catch_warnings(), refusing(), Bars() as bars:
-        warnings.simplefilter("ignore", SamplesLeftOutWarning)
-        work = Run(folder=folder.path, batch_size=arguments.batch_size, tell=bars.tell)
-        return function(*asked, **given, run=work)
+    try:
+        with warnings.catch_warnings(), refusing(), Bars() as bars:
+            warnings.simplefilter("ignore", SamplesLeftOutWarning)
+            return work(run=Run(folder=folder.path, batch_size=batch_size, tell=bars.tell))
+    except InputError:
+        folder.release()
+        raise

@@ -102,7 +102,7 @@ class Matrix(TableResult):
         said = [_on_own(self.frame)] if len(own) else []
         drawn = Section(title=self.title, sentences=said, figure=self.plot(), aside=_HOW)
         compared = [Section(title="Own and other tasks", table=own, aside=_SHARES)]
-        every = Section(title="Every set and task", table=self.table(), is_folded=True)
+        every = Section(title="Every set and task", table=self.table(), shown="folded")
         return [drawn, *compared[: len(own)], every]
 
     def plot(self) -> go.Figure:

@@ -59,7 +59,7 @@ class Overlap(TableResult):
         """Its figure, and its numbers for who opens them."""
         return [
             Section(title=self.title, figure=self.plot()),
-            Section(table=self.table(), is_folded=True),
+            Section(table=self.table(), shown="folded"),
         ]
 
     def plot(self) -> go.Figure:

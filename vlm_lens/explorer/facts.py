@@ -76,7 +76,7 @@ class Results:
     def _typed(self, neuron: Neuron) -> list[Fact]:
         if self.types is None or neuron.name not in self.types.sites:
             return []
-        from vlm_lens.analyses.neuron_types_result import LABELS
+        from vlm_lens.analyses.neuron_types_labels import LABELS
 
         site = self.types.sites[neuron.name]
         label = int(site.labels[neuron.index])

@@ -97,4 +97,7 @@ def _known(value: Any) -> Any:
 
 def _is_number(column: Sequence[Any]) -> bool:
     values = [value for value in column if value is not None]
-    return bool(values) and all(type(value) in (int, float) for value in values)
+    return bool(values) and all(
+        type(value) in (int, float) or str(value).rstrip("%").replace(".", "", 1).isdigit()
+        for value in values
+    )

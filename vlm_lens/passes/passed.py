@@ -126,8 +126,12 @@ class Passed:
     @property
     def notes(self) -> tuple[str, ...]:
         """How many samples were left out, and why."""
-        reasons = Counter(reason for of in self.left_out.values() for reason in of.values())
-        return tuple(f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items())
+        reasons = Counter(
+            f"left out: {reason}" if dataset == ONE else f"left out of {dataset!r}: {reason}"
+            for dataset, numbers in self.left_out.items()
+            for reason in numbers.values()
+        )
+        return tuple(f"{counted(n, 'sample')} {reason}" for reason, n in reasons.items())
 
 
 def merge(parts: Iterable[Passed], reducers: Mapping[str, Reducer]) -> Passed:

@@ -71,7 +71,7 @@ class Run:
         """A result that is in the folder from an earlier run, or else is made and written now.
 
         Args:
-            name: Of the step, and of its folder.
+            name: Of the step, and of its folder; "" for this folder, and the kind's name.
             kind: The result's class.
             make: Makes it, with a run whose folder is for what is half done.
 
@@ -89,7 +89,7 @@ class Run:
             made once
             (Scores(mine: 0 neurons at 0 hook points), Scores(mine: 0 neurons at 0 hook points))
         """
-        step = self.step(name)
+        step = self.step(name) if name else replace(self.step(kind.KIND), folder=self.folder)
         if step.folder is None:
             return make(step)
         file = step.folder / f"{kind.KIND}.json"

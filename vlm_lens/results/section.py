@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import pandas as pd
 
@@ -31,7 +31,8 @@ class Section:
         figure: What it draws.
         table: What it lists.
         aside: How that is to be read, in small print.
-        is_folded: Whether a reader has to open the table; a terminal does not print it.
+        shown: Where: a terminal prints what is shown "everywhere"; a table that is "folded" is on
+            the page for who opens it.
     """
 
     title: str = ""
@@ -39,4 +40,4 @@ class Section:
     figure: go.Figure | Drawn | None = None
     table: pd.DataFrame | None = None
     aside: str = ""
-    is_folded: bool = False
+    shown: Literal["everywhere", "page", "folded"] = "everywhere"

@@ -11,7 +11,10 @@ from vlm_lens.studies.source import SourceError
 GROUP = "vlm_lens.studies"
 """The group of entry points by which studies of other packages are found."""
 
-OWN = {"culture": "vlm_lens.analyses.culture:culture"}
+OWN = {
+    "types": "vlm_lens.analyses.neuron_types:types",
+    "culture": "vlm_lens.analyses.culture:culture",
+}
 """The studies of this package."""
 
 

@@ -119,7 +119,7 @@ def _declared(source: Source, node: ast.FunctionDef) -> dict[str, Any]:
     for decorator in node.decorator_list:
         match decorator:
             case ast.Call(func=ast.Name(id="study"), args=[name], keywords=keywords):
-                found = {str(k.arg): source.value(k.value) for k in keywords}
+                found = {str(k.arg): source.value(k.value) for k in keywords if k.arg != "check"}
                 found = {"task": "image", "needs": (), **found, "name": source.value(name)}
                 if UNKNOWN in found.values() or {*found} != {*_FIELDS}:
                     raise SourceError(

@@ -24,7 +24,7 @@ class View:
     """A section, ready for the page.
 
     Attributes:
-        title, sentences, aside, is_folded: As the section has them.
+        title, sentences, aside, shown: As the section has them.
         figure: A plotly figure, as JSON.
         html: A figure that is none of plotly's.
         table: The table, as text.
@@ -33,7 +33,7 @@ class View:
     title: str
     sentences: Sequence[str]
     aside: str
-    is_folded: bool
+    shown: str
     figure: Markup | None
     html: Markup | None
     table: Table | None
@@ -47,7 +47,7 @@ class View:
             title=section.title,
             sentences=section.sentences,
             aside=section.aside,
-            is_folded=section.is_folded,
+            shown=section.shown,
             figure=as_json(drawn) if is_plotly else None,
             html=None if drawn is None or is_plotly else Markup(drawn.html),  # escaped already
             table=None if section.table is None else of_frame(section.table),
@@ -92,7 +92,7 @@ def render_study(
 
 
 def lines(result: Result, *, notes: Sequence[str] = ()) -> list[str]:
-    """What a terminal says: the headline, notes, and each section that is not folded.
+    """What a terminal says: the headline, notes, and each section that is shown everywhere.
 
     Args:
         result: What was found.
@@ -101,7 +101,7 @@ def lines(result: Result, *, notes: Sequence[str] = ()) -> list[str]:
     said = [f"{result.headline().rstrip('.')}.", *(f"Note: {n}" for n in (*notes, *result.notes))]
     for section in result.sections():
         has_words = bool(section.sentences) or section.table is not None
-        if section.is_folded or not has_words:
+        if section.shown != "everywhere" or not has_words:
             continue
         said += ["", section.title] if section.title else [""]
         said += section.sentences

@@ -24,6 +24,7 @@ def study(
     n: int,
     task: str = "image",
     needs: Sequence[Need] = (),
+    check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
     """Declares that a function is a study: ``vlm-lens NAME`` runs it.
 
@@ -42,6 +43,8 @@ def study(
         task: What is asked about the bundled world by default.
         needs: What samples have to have: those without images are left out with a note, one of
             them has to have an answer, all have to have a category.
+        check: Takes the samples and the options, and raises ValueError for what can be refused
+            before a model is loaded.
 
     Raises:
         TypeError: The function has other parameters.
@@ -74,7 +77,7 @@ def study(
                 f"got {inspect.signature(function)}"
             )
         fields = {"name": name, "title": title, "paper": paper, "n": n, "task": task}
-        function.__dict__["study"] = {**fields, "needs": tuple(needs)}
+        function.__dict__["study"] = {**fields, "needs": tuple(needs), "check": check}
         return function
 
     return declared
