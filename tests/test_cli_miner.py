@@ -16,10 +16,11 @@ from tests.test_cli_search import ATTACK, interrupt, refused, run, watch
 from tests.tiny import Tiny, picture
 from vlm_lens import HookedVLM, NeuronSet, load_samples
 from vlm_lens.analyses import miner
+from vlm_lens.analyses.mined import Mined
 from vlm_lens.analyses.miner_curve import MaskingCurve, masking_curve
 from vlm_lens.analyses.miner_scores import ModalityScores
 from vlm_lens.experiments import Matrix, matrix
-from vlm_lens.experiments.sets import LayerCounts, Overlap
+from vlm_lens.neurons import Neuron
 
 FEW = ("--n", 3, "--ratio", 0.2)
 ASKED = ("--ratios", 0.05, 0.2, "--n-measured", 2, "--seeds", 4, 5, "--max-new-tokens", 2)
@@ -60,12 +61,16 @@ def page_in(folder: Path) -> Page:
 def frames_in(folder: Path) -> dict[str, Any]:
     """All measurements in a folder, as they are on disk but for their dates."""
     found: dict[str, Any] = {}
-    for kind in (Matrix, MaskingCurve, LayerCounts, Overlap):
+    for kind in (Matrix, MaskingCurve):
         for path in sorted(folder.glob(f"**/{kind.KIND}.json")):
             if "checkpoint" not in path.parts:
                 name = str(path.relative_to(folder))
                 found[name] = kind.load(path.parent).frame.to_dict("records")
     return found
+
+
+def as_lists(sets: dict[str, NeuronSet]) -> dict[str, list[Neuron]]:
+    return {modality: list(neurons) for modality, neurons in sets.items()}
 
 
 # What it writes and says --------------------------------------------------------------------------
@@ -78,17 +83,14 @@ def test_does_what_the_functions_do(
     data = {task: load_samples("shapes-llava", task=task, n=3, seed=5) for task in TASKS}
     scores = miner.score(llava.model, data)
     selected = miner.select(scores, ratio=0.2)
-    kept = ModalityScores.load(out)
+    kept = ModalityScores.load(out / "scores")
     assert torch.equal(kept.importance, scores.importance)
     assert kept.n_samples == {"image": 3, "caption": 3, "text": 3}
-    for modality, neurons in selected.items():
-        assert list(NeuronSet.load(out / "selected" / f"{modality}.json")) == list(neurons)
+    assert {m: list(s) for m, s in Mined.load(out).selected.items()} == as_lists(selected)
     assert list(selected) == ["text", "special", "image"]
     said, err = capsys.readouterr()
     lines = said.splitlines()
-    assert (
-        lines[0] == "MINER selects 36 of 192 neurons of shapes-llava for text, special and image."
-    )
+    assert lines[0] == "MINER selects 36 of 192 neurons for text, special and image."
     assert lines[-1] == str(out / "report.html")
     assert "Note: never in these data sets, and left out of selections: video, audio" in lines
     assert "was not measured: see --controls" in said
@@ -102,7 +104,7 @@ def test_the_page_is_self_contained(loaded: list, out: Path) -> None:
     shown = page_in(out)
     assert f"vlm-lens miner --n 3 --ratio 0.2 --out {out}" in shown.text
     assert len(shown.figures) == 2
-    assert "--controls masks them, and random ones" in " ".join(shown.text.split())
+    assert "see --controls, which masks them, and random ones" in " ".join(shown.text.split())
     for option in ("strategy", "metric weights", "n measured", "max new tokens", "rotated"):
         assert option in shown.text.replace("_", " ")
     assert len(loaded) == 1
@@ -119,12 +121,10 @@ def test_options_reach_their_places(loaded: list, llava: Tiny, out: Path) -> Non
     scores = miner.score(llava.model, data, split=split, sites="post", batch_size=2)
     weighted = {"prob": 1, "attn_q": 2}
     expected = miner.select(scores, ratio=0.2, strategy="uniform", weights=weighted)
-    kept = ModalityScores.load(out)
+    kept = ModalityScores.load(out / "scores")
     assert torch.equal(kept.importance, scores.importance)
     assert kept.parameters["batch_size"] == 2
-    assert {path.stem for path in (out / "selected").iterdir()} == set(expected)
-    for modality, neurons in expected.items():
-        assert list(NeuronSet.load(out / "selected" / f"{modality}.json")) == list(neurons)
+    assert {m: list(s) for m, s in Mined.load(out).selected.items()} == as_lists(expected)
     [(name, options)] = loaded
     assert (name, options) == ("my/model", {"device": "cpu", "dtype": torch.float32})
     assert "my/model" in page_in(out).text
@@ -141,8 +141,8 @@ def test_controls_are_what_the_functions_measure(
     scores = miner.score(llava.model, data)
     options: dict[str, Any] = {"seeds": [4, 5], "value": "min", "max_new_tokens": 2}
     found = matrix(llava.model, miner.select(scores, ratio=0.2), tasks, **options)
-    assert Matrix.load(out).frame.equals(found.frame)
-    for place, complement in (("", False), ("complement", True)):
+    assert Matrix.load(out / "specificity").frame.equals(found.frame)
+    for place, complement in (("curve", False), ("complement", True)):
         curve = masking_curve(
             llava.model, scores, tasks, ratios=[0.05, 0.2], complement=complement, **options
         )
@@ -166,7 +166,7 @@ def test_controls_are_what_the_functions_measure(
 def test_one_modality_shares_nothing(loaded: list, out: Path) -> None:
     assert run("miner", *FEW, "--separate", "prompt", "--tasks", "text", "--out", out) == 0
     assert len(page_in(out).figures) == 1
-    assert not (out / "set_overlap.json").exists()
+    assert Mined.load(out).overlap is None
     assert len(loaded) == 1
 
 
@@ -175,10 +175,10 @@ def test_a_modality_that_never_occurs_is_left_out_and_said(
     loaded: list, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("miner", *FEW, *ASKED, "--tasks", "text", "--controls", "--out", out) == 0
-    assert {path.stem for path in (out / "selected").iterdir()} == {"text", "special"}
+    assert set(Mined.load(out).selected) == {"text", "special"}
     said = capsys.readouterr().out
     assert "left out of selections: image, video, audio" in said
-    assert "image" not in Matrix.load(out).frame["masked"].tolist()
+    assert "image" not in Matrix.load(out / "specificity").frame["masked"].tolist()
     page_in(out)
     assert len(loaded) == 1
 
@@ -198,12 +198,11 @@ def test_an_empty_set_is_said_and_is_never_nan(
         0.006,
     )  # one neuron of 192
     assert run("miner", *few, *ASKED, "--controls", "--out", out) == 0
-    sizes = {path.stem: len(NeuronSet.load(path)) for path in sorted((out / "selected").iterdir())}
-    assert sorted(sizes.values()) == [0, 0, 1]
+    assert sorted(map(len, Mined.load(out).selected.values())) == [0, 0, 1]
     said = capsys.readouterr().out
     assert "No neuron was selected for" in said
     assert "nan" not in said.lower()
-    assert len(Matrix.load(out).frame["masked"].unique()) == 1
+    assert len(Matrix.load(out / "specificity").frame["masked"].unique()) == 1
     page_in(out)
     assert len(loaded) == 1
 
@@ -214,7 +213,7 @@ def test_an_empty_set_is_said_and_is_never_nan(
 def test_several_folders_are_several_data_sets(loaded: list, tmp_path: Path, out: Path) -> None:
     one, two = make_folder(tmp_path / "a" / "first"), make_folder(tmp_path / "b" / "<b>&", n=2)
     assert run("miner", "--data", one, "--data", two, *FEW, "--out", out) == 0
-    assert ModalityScores.load(out).n_samples == {"first": 3, "<b>&": 2}
+    assert ModalityScores.load(out / "scores").n_samples == {"first": 3, "<b>&": 2}
     assert "<b>&" in page_in(out).text
     assert len(loaded) == 1
 
@@ -222,7 +221,7 @@ def test_several_folders_are_several_data_sets(loaded: list, tmp_path: Path, out
 def test_folders_of_one_name_keep_their_paths(loaded: list, tmp_path: Path, out: Path) -> None:
     one, two = make_folder(tmp_path / "a" / "x"), make_folder(tmp_path / "b" / "x")
     assert run("miner", "--data", one, "--data", two, *FEW, "--out", out) == 0
-    assert list(ModalityScores.load(out).n_samples) == [str(one), str(two)]
+    assert list(ModalityScores.load(out / "scores").n_samples) == [str(one), str(two)]
     assert len(loaded) == 1
 
 
@@ -233,14 +232,14 @@ def test_a_sample_that_the_model_cannot_take_is_left_out_with_a_reason(
     texts = [f"what {ATTACK} ?", "<image> <image> two of one ?", "red ?"]
     folder = make_folder(tmp_path / "data", texts=texts)
     assert run("miner", "--data", folder, *FEW, *ASKED, "--controls", "--out", out) == 0
-    scores = ModalityScores.load(out)
+    scores = ModalityScores.load(out / "scores")
     assert scores.n_samples == {"data": 2}
     assert scores.parameters["left_out"] == {"data": [1]}
     said, err = capsys.readouterr()
-    assert "Note: 1 sample left out of 'data': ValueError" in said
+    assert "Note: 1 sample left out: ValueError" in said
     assert all(line.startswith("[") for line in err.splitlines())
     shown = page_in(out)
-    assert "1 sample left out of 'data'" in shown.text
+    assert "1 sample left out" in shown.text
     assert shown.count("img") == 0
     assert len(loaded) == 1
 
@@ -296,8 +295,7 @@ def test_controls_need_answers(
 
 def test_what_is_derived_is_made_anew(loaded: list, out: Path) -> None:
     assert run("miner", *FEW, "--out", out) == 0
-    derived = [out / "layer_counts.json", out / "set_overlap.json", out / "report.html"]
-    derived += [*(out / "selected").glob("*.json")]
+    derived = [out / "miner.json", out / "report.html"]
     before = [path.read_bytes() for path in derived]
     for damage in (b'{\n "format": "vlm', b"\0\0"):
         for path in derived:
@@ -336,11 +334,11 @@ def test_interrupted_scoring_goes_on(
     assert interrupt("scored", 4, *one_by_one, halved) == [1, 2, 3, 4]
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "vlm-lens miner: interrupted; the same command goes on from what is done"
-    assert not (halved / "modality_scores.json").exists()
+    assert not (halved / "scores" / "modality_scores.json").exists()
     batches = watch(monkeypatch, "scored", lambda done, total: (done, total))
     assert run(*one_by_one, halved) == 0
     assert batches == [(n, 9) for n in range(5, 10)]
-    one, two = ModalityScores.load(whole), ModalityScores.load(halved)
+    one, two = (ModalityScores.load(folder / "scores") for folder in (whole, halved))
     assert torch.equal(one.importance, two.importance)
     assert frames_in(halved) == frames_in(whole)
     assert len(loaded) == 3
@@ -354,18 +352,17 @@ def test_interrupted_controls_go_on_and_may_be_added_later(
     given = ("miner", *FEW, *ASKED, "--tasks", "image", "text")
     assert run(*given, "--controls", "--out", whole) == 0
     assert run(*given, "--out", halved) == 0
-    assert not (halved / "matrix.json").exists()
+    assert not (halved / "specificity").exists()
     # Two batches for each set's tasks, two for the first ratio of the curve, one of the second.
     interrupt("scored", 5, *given, "--controls", "--out", halved)
-    assert (halved / "matrix.json").exists()
-    assert not (halved / "masking_curve.json").exists()
+    assert (halved / "specificity" / "matrix.json").exists()
+    assert not (halved / "curve" / "masking_curve.json").exists()
     batches = watch(monkeypatch, "scored", lambda done, total: (done, total))
     assert run(*given, "--controls", "--out", halved) == 0
     assert batches == [(1, 2), (2, 2)] * 3  # the second ratio again, and the complement of both
     found = frames_in(halved)
     assert sorted(found) == [
-        *("complement/masking_curve.json", "layer_counts.json", "masking_curve.json"),
-        *("matrix.json", "set_overlap.json"),
+        *("complement/masking_curve.json", "curve/masking_curve.json", "specificity/matrix.json"),
     ]
     assert found == frames_in(whole)
     batches.clear()
@@ -394,10 +391,10 @@ def test_a_folder_belongs_to_one_command(
     [
         (["--n", 0], "expected --n of at least 1, got 0"),
         (["--batch-size", 0], "expected --batch-size of at least 1, got 0"),
-        (["--ratio", 0], "expected --ratio above 0 and at most 1, got 0.0"),
-        (["--ratios", 0.1, 2], "expected --ratios above 0 and at most 1, got 2.0"),
-        (["--n-measured", 0], "expected --n-measured of at least 1"),
-        (["--max-new-tokens", 0], "expected --max-new-tokens of at least 1"),
+        (["--ratio", 0], "expected ratio above 0 and at most 1, got 0.0"),
+        (["--ratios", 0.1, 2], "expected ratios above 0 and at most 1, got 2.0"),
+        (["--n-measured", 0], "expected n_measured of at least 1"),
+        (["--max-new-tokens", 0], "expected max_new_tokens of at least 1"),
         (["--metric-weights", 0, 0, 0, 0, 0], "not all of them 0"),
         (["--metric-weights", -1, 0, 0, 0, 1], "expected a weight >= 0"),
         (["--split", "holdout"], "holdout"),
@@ -458,9 +455,9 @@ def test_a_bug_is_not_dressed_up_as_bad_input(
     loaded: list, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise ValueError("a bug")
+        raise TypeError("a bug")
 
     monkeypatch.setattr(miner, "score", broken)
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(TypeError, match="a bug"):
         run("miner", *FEW, "--out", out)
     assert len(loaded) == 1

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from tests.page import Page, assert_self_contained
+from vlm_lens.analyses import miner_words as words
+from vlm_lens.analyses.mined import Mined, of_specificity
 from vlm_lens.analyses.miner_curve import MaskingCurve
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.experiments import Matrix
-from vlm_lens.experiments.sets import by_layer, overlap
 from vlm_lens.neurons import NeuronSet
-from vlm_lens.report import miner_words as words
-from vlm_lens.report.mined import Mined
-from vlm_lens.report.miner import of_datasets, of_layers, of_specificity, render_miner
+from vlm_lens.pages.tables import of_frame
+from vlm_lens.studies.known import OWN as STUDIES
+from vlm_lens.studies.options import read_study
+from vlm_lens.studies.page import render_study
 
 ATTACK = "<script>alert(1)</script></script>\"'><img src=x onerror=alert(2)>"
 SITES = ("blocks.0.mlp.hook_act", "blocks.1.mlp.hook_act")
@@ -47,16 +49,12 @@ def found(*, own: dict[str, dict[str, list[int]]] | None = None, **changes: Any)
         name: NeuronSet.from_indices(indices, sizes=SIZES)
         for name, indices in (OWN if own is None else own).items()
     }
-    some = {name: neurons for name, neurons in selected.items() if neurons}
     given: dict[str, Any] = {
-        "model_name": "tiny",
         "scores": scores(),
         "selected": selected,
         "ratio": 0.04,
         "strategy": "LA_MU",
-        "weights": [0, 0.25, 0.25, 0.5, 0],
-        "layers": by_layer(selected, sizes=SIZES),
-        "overlap": overlap(some, sizes=SIZES) if len(some) > 1 else None,
+        "weights": (0.0, 0.25, 0.25, 0.5, 0.0),
     }
     return Mined(**(given | changes))
 
@@ -89,14 +87,22 @@ def curve(performance: dict[tuple[str, float], float], **parameters: Any) -> Mas
 
 
 def html(mined: Mined, **options: Any) -> str:
-    return render_miner(
-        mined, **{"options": {"ratio": 0.04}, "command": "vlm-lens miner"} | options
-    )
+    given: dict[str, Any] = {
+        "about": {"Model": "tiny"},
+        "options": {"ratio": 0.04},
+        "command": "vlm-lens miner",
+    }
+    return render_study(read_study(*STUDIES["miner"].split(":")), mined, **(given | options))
 
 
 def told(mined: Mined) -> str:
     assert mined.specificity is not None
-    return " ".join(words.on_specificity(mined, mined.specificity))
+    return " ".join(words.on_specificity(mined.scores, mined.selected, mined.specificity))
+
+
+def of_selection(mined: Mined) -> str:
+    how: dict[str, Any] = {"strategy": mined.strategy, "ratio": mined.ratio}
+    return " ".join(words.on_selection(mined.scores, mined.selected, **how))
 
 
 # In words -----------------------------------------------------------------------------------------
@@ -104,17 +110,17 @@ def told(mined: Mined) -> str:
 
 def test_a_selection_alone_claims_nothing() -> None:
     mined = found()
-    assert words.headline(mined) == "MINER selects 8 of 200 neurons of tiny for text and image"
-    text = " ".join(words.on_selection(mined))
+    assert mined.headline() == "MINER selects 8 of 200 neurons for text and image"
+    text = of_selection(mined)
     assert "LA_MU selects 4 for text and 4 for image, with a ratio of 4%" in text
     assert "0 for text (4 of 4) and 1 for image (3 of 4)" in text
     page = " ".join(Page(html(mined)).text.split())
-    assert "is another question: --controls masks them" in page
+    assert "was not measured: see --controls, which masks them" in page
 
 
 def test_a_set_without_neurons_is_said() -> None:
     mined = found(own={"text": {SITES[0]: [0]}, "image": {}})
-    assert "No neuron was selected for image" in " ".join(words.on_selection(mined))
+    assert "No neuron was selected for image" in of_selection(mined)
     assert mined.overlap is None
     assert "NaN" not in Page(html(mined)).text
 
@@ -135,8 +141,8 @@ def test_what_sets_share_is_told_against_chance() -> None:
 def test_no_harm_is_told_as_such() -> None:
     """Less than random neurons do, or within two standard errors of that."""
     mined = found(specificity=specificity(drops(text_vqa=0.08, image_told=-0.1)))
-    assert words.headline(mined) == (
-        "Masking MINER's 4% of the neurons does tiny no more harm than masking random ones"
+    assert mined.headline() == (
+        "Masking MINER's 4% of the neurons does no more harm than masking random ones"
     )
     text = told(mined)
     assert "the model answers 90% of vqa and 90% of told" in text
@@ -147,7 +153,7 @@ def test_no_harm_is_told_as_such() -> None:
 
 def test_harm_where_the_modality_is_and_only_there_is_told_as_such() -> None:
     mined = found(specificity=specificity(drops(image_vqa=0.5)))
-    assert words.headline(mined).startswith("Masking those for image among MINER's 4%")
+    assert mined.headline().startswith("Masking those for image among MINER's 4%")
     text = told(mined)
     assert (
         "Without the 4 image neurons vqa goes from 90% to 40%, without as many random ones to 85% "
@@ -218,12 +224,15 @@ def test_a_data_set_that_mixes_is_told() -> None:
 
 def test_tables_are_those_of_the_results() -> None:
     mined = found(specificity=specificity(drops(image_vqa=0.5)))
-    assert of_layers(mined).rows == [["0", "4", "1"], ["1", "0", "3"], ["all", "4", "4"]]
-    assert of_datasets(mined.scores).rows == [["vqa", "8", "8", "8"], ["told", "4", "4", "0"]]
+    rows = [["0", "4", "1"], ["1", "0", "3"], ["all", "4", "4"]]
+    assert of_frame(mined.table()).rows == rows
+    asked = mined.sections()[0].table
+    assert asked is not None
+    assert of_frame(asked).rows == [["vqa", "8", "8", "8"], ["told", "4", "4", "0"]]
     assert mined.specificity is not None
-    row = of_specificity(mined.specificity).rows[2]
+    row = of_frame(of_specificity(mined.specificity)).rows[2]
     assert row == [
-        *("image", "vqa", "4", "90%", "40%", "50.0", "2.0", "88%", "85% to 90%", "yes"),
+        *("image", "vqa", "4", "90%", "40%", "50", "2", "88%", "85% to 90%", "yes"),
     ]
 
 
@@ -237,7 +246,7 @@ def test_the_page_shows_what_was_found() -> None:
     shown = Page(html(mined, options={"n": 8, "seeds": [0, 1], "nested": {"deep": "value"}}))
     assert_self_contained(shown)
     text = " ".join(shown.text.split())
-    for said in (words.headline(mined), told(mined), *mined.notes, "vlm-lens miner"):
+    for said in (mined.headline(), told(mined), *mined.notes, "vlm-lens miner"):
         assert said in text
     assert "nested · deep value" in text
     assert "split special_text_as_one" in text
@@ -265,8 +274,8 @@ def test_text_from_outside_is_only_text() -> None:
     )
     attacked = specificity({(ATTACK, ATTACK): 0.5, ("image", ATTACK): 0.0})
     lines = curve({(ATTACK, 0.05): 0.5, ("all", 0.1): 0.25})
-    mined = found(own=own, scores=named, model_name=ATTACK, specificity=attacked, curve=lines)
-    shown = Page(html(mined, options={ATTACK: ATTACK}, command=ATTACK))
+    mined = found(own=own, scores=named, specificity=attacked, curve=lines)
+    shown = Page(html(mined, about={ATTACK: ATTACK}, options={ATTACK: ATTACK}, command=ATTACK))
     assert_self_contained(shown)
     assert shown.count("img") == 0
     assert shown.count("script") == 2 + 4

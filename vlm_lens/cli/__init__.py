@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vlm_lens.cli import can, demo, explain, explore, miner, models, pcicn, study
+from vlm_lens.cli import can, demo, explain, explore, models, pcicn, study
 from vlm_lens.cli.ending import WRONG_INPUT, warnings_as_notes, well_ended
 from vlm_lens.versions import package_version
 
@@ -62,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parser.set_defaults(interrupted="interrupted")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for command in (demo, can, pcicn, miner, explain, study, explore, models):
+    for command in (demo, can, pcicn, study, explain, explore, models):
         command.add(commands)
     return parser

@@ -14,6 +14,7 @@ from vlm_lens.cli.checks import InputError, refusing
 from vlm_lens.cli.folder import RunFolder, add_out
 from vlm_lens.cli.page import publish
 from vlm_lens.cli.progress import Bars, Steps
+from vlm_lens.cli.prompts import check_prompts
 from vlm_lens.cli.samples import (
     add_batch_size,
     add_model,
@@ -100,6 +101,7 @@ def run(study: Study, arguments: argparse.Namespace, *, command: str) -> None:
     function = _checked(study, _as_declared(study, datasets), given)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
+    check_prompts(model, datasets)
     every = [sample for samples in datasets.values() for sample in samples]
     folder.claim(**checksums(model, every))
     step(f"{study.title}: {counted(len(every), 'sample')}")

@@ -81,8 +81,7 @@ class Selected(Result):
 
         def measured(run: Run) -> Matrix:
             masking: dict[str, Any] = {"seeds": seeds, "value": value, "sizes": self.scores.sizes}
-            work = {"batch_size": run.batch_size, "on_batch": run.on_batch}
-            return matrix(model, self._some, tasks, **masking, **work)
+            return matrix(model, self._some, tasks, **masking, **run.asking)
 
         effects = run.kept("effects", Matrix, measured)
         return replace(self, effects=effects, notes=(*self.notes, *effects.notes))

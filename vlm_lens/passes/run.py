@@ -102,11 +102,12 @@ class Run:
     @property
     def keywords(self) -> dict[str, Any]:
         """The same as functions take it that have a keyword for each."""
-        return {
-            "batch_size": self.batch_size,
-            "checkpoint": self.folder,
-            "on_batch": self.on_batch,
-        }
+        return {**self.asking, "checkpoint": self.folder}
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """The same as functions take it that keep nothing half done."""
+        return {"batch_size": self.batch_size, "on_batch": self.on_batch}
 
 
 def _loaded(kind: type[R], file: Path) -> R:

@@ -12,6 +12,7 @@ GROUP = "vlm_lens.studies"
 """The group of entry points by which studies of other packages are found."""
 
 OWN = {
+    "miner": "vlm_lens.analyses.miner_study:study_modalities",
     "types": "vlm_lens.analyses.neuron_types:types",
     "culture": "vlm_lens.analyses.culture:culture",
 }

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.analyses.miner_curve import ALL
 from vlm_lens.experiments.matrix import ERRORS, is_beyond
+from vlm_lens.neurons import NeuronSet
 from vlm_lens.pages.words import between, listing, percent
 
 if TYPE_CHECKING:
     from vlm_lens.analyses.miner_curve import MaskingCurve
+    from vlm_lens.analyses.miner_scores import ModalityScores
     from vlm_lens.experiments import Matrix
     from vlm_lens.experiments.sets import Overlap
-    from vlm_lens.report.mined import Mined
+
+Sets = Mapping[str, NeuronSet]
 
 _RULE = (
     f"what counts is a loss beyond that with every random set by more than {ERRORS} standard errors"
@@ -74,65 +77,31 @@ def _which(row: Mapping[Any, Any]) -> tuple[Any, ...]:
 # The parts of the page ----------------------------------------------------------------------------
 
 
-def headline(found: Mined) -> str:
-    """What was selected; where it was masked, whether that did harm."""
-    names = listing(list(found.selected))
-    if found.specificity is None:
-        n = sum(map(len, found.selected.values()))
-        total = sum(found.scores.sizes.values())
-        return f"MINER selects {n:,} of {total:,} neurons of {found.model_name} for {names}"
-    rows = found.specificity.frame.to_dict("records")
-    harmful = list(dict.fromkeys(row["masked"] for row in rows if is_beyond(row)))
-    what = f"MINER's {percent(found.ratio)} of the neurons"
-    if not harmful:
-        return f"Masking {what} does {found.model_name} no more harm than masking random ones"
-    whose = "" if len(harmful) == len(found.selected) else f" those for {listing(harmful)} among"
-    return f"Masking{whose} {what} does {found.model_name} more harm than masking random ones"
-
-
-def summary(found: Mined) -> list[str]:
-    """What was selected, and what larger ratios do, where that was measured."""
-    larger = [] if found.curve is None else on_curve(found.curve)[:1]
-    return [on_selection(found)[0], *larger]
-
-
-def on_selection(found: Mined) -> list[str]:
+def on_selection(
+    scores: ModalityScores, selected: Sets, *, strategy: str, ratio: float
+) -> list[str]:
     """How many neurons each modality has, and in which layer most of them are."""
-    sites = list(found.scores)
-    counts = [f"{len(neurons):,} for {name}" for name, neurons in found.selected.items()]
+    sites = list(scores)
+    counts = [f"{len(neurons):,} for {name}" for name, neurons in selected.items()]
     said = [
-        f"Of {sum(found.scores.sizes.values()):,} neurons at {len(sites)} hook point"
-        f"{'s' * (len(sites) != 1)} {found.strategy} selects {listing(counts)}, with a ratio of "
-        f"{percent(found.ratio)}."
+        f"Of {sum(scores.sizes.values()):,} neurons at {len(sites)} hook point"
+        f"{'s' * (len(sites) != 1)} {strategy} selects {listing(counts)}, with a ratio of "
+        f"{percent(ratio)}."
     ]
     most = []
-    for name, neurons in found.selected.items():
+    for name, neurons in selected.items():
         by_layer = neurons.count_by("layer")
         if neurons and len(sites) > 1:
             layer = max(by_layer, key=lambda one: by_layer[one])
             most.append(f"{layer} for {name} ({by_layer[layer]:,} of {len(neurons):,})")
     if most:
         said.append(f"The layer with the most of them is {listing(most)}.")
-    if empty := [name for name, neurons in found.selected.items() if not neurons]:
+    if empty := [name for name, neurons in selected.items() if not neurons]:
         said.append(f"No neuron was selected for {listing(empty)}, of which nothing more is said.")
     return said
 
 
-def on_overlap(overlap: Overlap) -> list[str]:
-    """Which sets share more neurons than chance would have them share."""
-    rows = overlap.frame.to_dict("records")
-    shared = [row for row in rows if row["p_value"] < _ALPHA / len(rows)]
-    if not shared:
-        return ["No two sets share more neurons than chance would have them share."]
-    pairs = [
-        f"{row['a']} and {row['b']} share {row['shared']:,} of {row['n_a']:,} and {row['n_b']:,} "
-        f"neurons ({row['expected_shared']:.2g} by chance, p = {row['p_value']:.1g})"
-        for row in shared
-    ]
-    return [f"{'; '.join(pairs)}. What is shared is not one modality's own."]
-
-
-def on_specificity(found: Mined, specificity: Matrix) -> list[str]:
+def on_specificity(scores: ModalityScores, selected: Sets, specificity: Matrix) -> list[str]:
     """What masking each set does, and whether that tells modalities apart."""
     rows = specificity.frame.to_dict("records")
     clean = {row["task"]: row["clean"] for row in rows}
@@ -152,7 +121,7 @@ def on_specificity(found: Mined, specificity: Matrix) -> list[str]:
             f"In the other {len(rows) - len(beyond)} of {len(rows)} cases random neurons of the "
             f"same layers do as much harm ({_RULE})."
         )
-    return [*said, *_own(found, beyond)]
+    return [*said, *_own(scores, selected, beyond)]
 
 
 def _loss(row: Mapping[Any, Any]) -> str:
@@ -164,11 +133,11 @@ def _loss(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _own(found: Mined, beyond: Iterable[Mapping[Any, Any]]) -> list[str]:
+def _own(scores: ModalityScores, selected: Sets, beyond: Iterable[Mapping[Any, Any]]) -> list[str]:
     """Whether sets do harm where their modality is absent, and which sets cannot be asked that."""
     said, everywhere = [], []
-    for name in (name for name, neurons in found.selected.items() if neurons):
-        absent = [task for task, counts in found.scores.n_with.items() if not counts.get(name, 1)]
+    for name in (name for name, neurons in selected.items() if neurons):
+        absent = [task for task, counts in scores.n_with.items() if not counts.get(name, 1)]
         harmed = [row["task"] for row in beyond if row["masked"] == name]
         if not absent:
             everywhere.append(name)
@@ -188,6 +157,20 @@ def _own(found: Mined, beyond: Iterable[Mapping[Any, Any]]) -> list[str]:
             f"{'that' if len(everywhere) == 1 else 'one of these'} alone cannot be seen on them."
         )
     return said
+
+
+def on_overlap(overlap: Overlap) -> list[str]:
+    """Which sets share more neurons than chance would have them share."""
+    rows = overlap.frame.to_dict("records")
+    shared = [row for row in rows if row["p_value"] < _ALPHA / len(rows)]
+    if not shared:
+        return ["No two sets share more neurons than chance would have them share."]
+    pairs = [
+        f"{row['a']} and {row['b']} share {row['shared']:,} of {row['n_a']:,} and {row['n_b']:,} "
+        f"neurons ({row['expected_shared']:.2g} by chance, p = {row['p_value']:.1g})"
+        for row in shared
+    ]
+    return [f"{'; '.join(pairs)}. What is shared is not one modality's own."]
 
 
 def on_curve(curve: MaskingCurve) -> list[str]:
