@@ -44,12 +44,18 @@ def bring(
     Returns:
         The folder.
     """
-    package, about = folder / name, folder / f"{name}-1.0.dist-info"
-    for made in (package, about):
-        made.mkdir(parents=True, exist_ok=True)
+    package = folder / name
+    package.mkdir(parents=True, exist_ok=True)
     for file, text in {"__init__.py": "", **files}.items():
         (package / file).write_text(dedent(text), encoding="utf-8")
+    describe(folder, points, name=name)
+    return folder
+
+
+def describe(folder: Path, points: Mapping[str, str], *, name: str) -> None:
+    """Writes what an installation leaves beside a package or module; see `bring`."""
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     listed = "".join(f"{name} = {place}\n" for name, place in points.items())
     (about / "entry_points.txt").write_text(f"[{GROUP}]\n{listed}")
-    return folder
