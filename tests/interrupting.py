@@ -20,7 +20,9 @@ class Killed(BaseException):
 
 
 @contextmanager
-def interrupted(number: int, *, killed: bool = False) -> Iterator[list[str]]:
+def interrupted(
+    number: int, *, killed: bool = False, seen: list[str] | None = None
+) -> Iterator[list[str]]:
     """Lets one file operation fail, and all behind it: a full disk, or the end of the program.
 
     Operations are what a file of ours is written by: its folder is made, it is opened, flushed
@@ -29,6 +31,7 @@ def interrupted(number: int, *, killed: bool = False) -> Iterator[list[str]]:
     Args:
         number: Which one fails, from 0.
         killed: Whether the program is killed there, and raises `Killed`; else the disk is full.
+        seen: Gets the name of each operation.
 
     Yields:
         What has failed; nothing if there were no so many operations.
@@ -41,6 +44,8 @@ def interrupted(number: int, *, killed: bool = False) -> Iterator[list[str]]:
             if name == "open" and "w" not in str(args[1:2]):
                 return real(*args, **kwargs)
             done += 1
+            if seen is not None:
+                seen.append(name)
             if done <= number:
                 return real(*args, **kwargs)
             if name == "fsync":

@@ -17,6 +17,7 @@ ROOMS = (
         "plots",
         "pages",
         "experiments",
+        "studies",
         "analyses",
         "report",
         "explorer",

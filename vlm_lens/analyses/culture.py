@@ -31,7 +31,7 @@ from torch import Tensor
 from vlm_lens.data import Sample
 from vlm_lens.data.groups import category, held_out
 from vlm_lens.data.sample import check_are_samples
-from vlm_lens.experiments import Selected, answered_right
+from vlm_lens.experiments import Selected, measure
 from vlm_lens.hooks.names import NamesFilter
 from vlm_lens.model import HookedVLM
 from vlm_lens.neurons import NeuronSet
@@ -161,7 +161,10 @@ def score(
         raise ValueError(f"expected a selector of {list(get_args(Selector))}, got {selector!r}")
     text_for(model, "groups of questions")
     check_are_samples(samples)
-    asked = answered_right(model, samples, batch_size=run.batch_size) if only_right else samples
+    asked, notes = samples, ()
+    if only_right:
+        grades = measure(model, {"questions": samples}, {}, batch_size=run.batch_size)
+        asked, notes = grades.right("questions"), grades.notes
     if len(groups := sorted({by(sample) for sample in asked})) < 2:
         right = " that are answered right" * only_right
         raise ValueError(f"expected questions of at least two groups{right}, got {groups}")
@@ -178,7 +181,7 @@ def score(
     )
     means = passed.means("statistic", per="positions", groups=groups, method=selector)
     known = {**means.parameters, **parameters, "provenance": provenance(model)}
-    return replace(compared(means), parameters=known, notes=means.notes)
+    return replace(compared(means), parameters=known, notes=(*notes, *means.notes))
 
 
 def select(scores: Scores, *, share: int | float = 0.005) -> dict[str, NeuronSet]:

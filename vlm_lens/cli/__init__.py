@@ -62,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parser.set_defaults(interrupted="interrupted")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for command in (demo, can, pcicn, study, explain, explore, models):
+    for command in (demo, can, pcicn, explain, explore, models, study):
         command.add(commands)
     return parser

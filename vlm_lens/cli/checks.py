@@ -35,14 +35,14 @@ def reading_input() -> Iterator[None]:
 def refusing() -> Iterator[None]:
     """Marks where a method runs, which refuses what it is given with a ValueError of its own.
 
-    Anything else that goes wrong in it is no matter of the input.
+    A model may lack what it needs, too. Anything else that goes wrong in it is no matter of the
+    input.
     """
     try:
         yield
-    except (KeyError, ValueError) as error:
-        if isinstance(error, DamagedError) or (
-            isinstance(error, KeyError) and not _names_a_hook(error)
-        ):
+    except (KeyError, TypeError, ValueError) as error:
+        is_other = isinstance(error, KeyError | TypeError) and not _is_of_the_model(error)
+        if isinstance(error, DamagedError) or is_other:
             raise
         raise InputError(" ".join(str(error).split())) from error
 
@@ -52,6 +52,15 @@ def _names_a_hook(error: KeyError) -> bool:
     from vlm_lens.hooks.names import HookNameError  # by now torch is loaded anyway
 
     return isinstance(error, HookNameError)
+
+
+def _is_of_the_model(error: KeyError | TypeError) -> bool:
+    """Whether a model has no such hook, or not the parts that are needed."""
+    from vlm_lens.hooks import ArchitectureError
+
+    return isinstance(error, ArchitectureError) or (
+        isinstance(error, KeyError) and _names_a_hook(error)
+    )
 
 
 def check_device(name: str | None) -> None:

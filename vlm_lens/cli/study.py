@@ -44,8 +44,11 @@ _ONE = "samples"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds a command for each study to the parser; says which ones cannot be read."""
-    for study in studies():
+    """Adds a command for each study to the parser; says which ones cannot be read.
+
+    The parser has all other commands already, so that no study is called like one.
+    """
+    for study in studies(taken=commands.choices):
         if isinstance(study, BrokenStudyError):
             print(f"vlm-lens: note: left out is {study}", file=sys.stderr)
         else:
@@ -54,7 +57,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _add(commands: argparse._SubParsersAction, study: Study) -> None:
     what = study.summary.rstrip(".")
-    about = f"{study.summary} {study.description} ({study.paper})".replace("%", "%%")
+    about = f"{study.summary} {study.description} ({study.paper})"
     parser = commands.add_parser(study.name, help=_lowered(what), description=about)
     parser.set_defaults(run=partial(run, study))
     add_model(parser)
@@ -75,7 +78,7 @@ def _lowered(text: str) -> str:
 def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
     shown = " ".join(map(str, option.default or ())) if option.is_many else option.default
     has_default = option.default is not None and option.kind != "bool"
-    default = f" (default: {shown})" if has_default else ""
+    default = f" (default: {shown})".replace("%", "%%") if has_default else ""
     text = f"{_lowered(option.help.rstrip('.'))}{default}"
     add = partial(group.add_argument, option.flag, dest=option.name, help=text)
     if option.kind == "bool":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_lens.counted import counted
 from vlm_lens.data import Sample
@@ -93,6 +95,11 @@ class Grades:
         fall = self.of[CLEAN][task] - self.of[edit][task]
         return float(fall.mean()), standard_error(fall)
 
+    def right(self, task: str) -> list[Sample]:
+        """The samples that the model answers right as it is."""
+        pairs = zip(self.samples[task], self.of[CLEAN][task].tolist(), strict=True)
+        return [sample for sample, grade in pairs if grade == 1]
+
 
 def standard_error(values: Float[Tensor, " sample"]) -> float:
     """Of the mean; 0 for a single value, of which there is none."""
@@ -124,8 +131,8 @@ def measure(
         on_batch: Called after each batch with the number of batches done and of all.
 
     Returns:
-        The grades. Samples without an answer, or with an empty one, and those that cannot be
-        prepared do not count, and the notes say so.
+        The grades. Samples without an answer, or with an empty one, those that cannot be prepared
+        and those that the model makes NaN of do not count, and the notes say so.
 
     Raises:
         ValueError: There are no tasks, none of a task's samples counts, or an edit is called
@@ -162,7 +169,7 @@ def measure(
         task = chunk.dataset
         for part, answers in _answers(model, chunk, edits, max_new_tokens):
             if isinstance(answers, str):
-                refused[task].append(answers)
+                refused[task] += [answers] * len(part)
                 continue
             samples = [expected[task][number] for number in part.numbers]
             kept[task] += samples
@@ -198,9 +205,7 @@ def answered_right(
         >>> len(answered_right(model, load_samples("shapes-llava", n=8)))
         8
     """
-    grades = measure(model, {"all": samples}, {}, batch_size=batch_size)
-    pairs = zip(grades.samples["all"], grades.of[CLEAN]["all"].tolist(), strict=True)
-    return [sample for sample, grade in pairs if grade == 1]
+    return measure(model, {"all": samples}, {}, batch_size=batch_size).right("all")
 
 
 def _refusals(
@@ -251,7 +256,7 @@ def _samples(one: Sample | Answered) -> list[Sample]:
 def _answers(
     model: HookedVLM, chunk: Chunk, edits: Mapping[str, Edit], max_new_tokens: int
 ) -> Iterator[tuple[Chunk, dict[str, list[str]] | str]]:
-    """A batch with its answers; if it cannot be prepared, each of its samples, or why not."""
+    """A batch with its answers; if something is wrong, each of its samples, or what is."""
     try:
         inputs = make_batch(model, chunk.content, Answers()).prompts
     except ArchitectureError:  # of the model, and so of all samples
@@ -260,30 +265,52 @@ def _answers(
         if isinstance(chunk.content, Inputs):
             error.add_note(f"These are prepared inputs of task {chunk.dataset!r}.")
             raise
-        singles = chunk.singles()
-        if len(singles) == 1:
-            yield chunk, why_refused(error)
-            return
+        found = why_refused(error)
+    else:
+        found = _greedy(model, inputs, edits, max_new_tokens)
+    if isinstance(found, str) and len(singles := chunk.singles()) > 1:
         for single in singles:
             yield from _answers(model, single, edits, max_new_tokens)
         return
-    yield chunk, _greedy(model, inputs, edits, max_new_tokens)
+    yield chunk, found
 
 
 def _greedy(
     model: HookedVLM, inputs: Inputs, edits: Mapping[str, Edit], max_new_tokens: int
-) -> dict[str, list[str]]:
-    """The greedy answers to prompts, with each edit."""
+) -> dict[str, list[str]] | str:
+    """The greedy answers to prompts, with each edit; or why there are none."""
     names = sorted({name for edit in edits.values() for name in edit.names})
     replay = replay_below(model, names, generating=True)
     answers = {}
     for name, edit in {CLEAN: None, **edits}.items():
         hooks = [] if edit is None else edit.hooks(inputs)
-        with warnings.catch_warnings(), model.hooks(hooks), replay.running():
+        with (
+            warnings.catch_warnings(),
+            _nan_in_logits(model) as is_nan,
+            model.hooks(hooks),
+            replay.running(),
+        ):
             # Mllama leaves its cross-attention layers out where there is no image.
             warnings.simplefilter("ignore", HookNeverFiredWarning)
             tokens = greedy_tokens(model, inputs, max_new_tokens=max_new_tokens)
+        if edit is None and any(map(bool, is_nan)):
+            return "its logits are NaN"
         n_prompt = text_for(model, "answers").n_before(inputs)
         texts = model.tokenizer.batch_decode(tokens[:, n_prompt:], skip_special_tokens=True)
         answers[name] = [text.strip() for text in texts]
     return answers
+
+
+@contextmanager
+def _nan_in_logits(model: HookedVLM) -> Iterator[list[Tensor]]:
+    """Whether the logits that each token is chosen from have NaN in them, step by step."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+        found.append(output.logits[:, -1].isnan().any())
+
+    handle = model.hf_model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import entry_points
 
 from vlm_lens.studies.options import Study, read_study
@@ -23,16 +23,20 @@ class BrokenStudyError(Exception):
     """A study of another package that cannot be read; the message says which, and why."""
 
 
-def studies() -> Iterator[Study | BrokenStudyError]:
-    """All studies, ours first; in place of one that cannot be read, why not."""
+def studies(*, taken: Collection[str] = ()) -> Iterator[Study | BrokenStudyError]:
+    """All studies, ours first; in place of one that cannot be read, why not.
+
+    Args:
+        taken: Names that no study of another package may have, as other commands do.
+    """
     for place in OWN.values():
         yield read_study(*place.split(":"))
-    names = set(OWN)
+    names = {*OWN, *taken}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             found = _read(point.name, point.value)
             if found.name in names:
-                raise SourceError("there is a study of that name already")
+                raise SourceError("there is a command of that name already")
         except SourceError as error:
             yield BrokenStudyError(f"the study {point.name!r} of {point.value!r}: {error}")
             continue

@@ -11,8 +11,9 @@ from vlm_lens.studies.source import UNKNOWN, Source, SourceError, sections_of
 TAKEN = (
     *("model", "device", "dtype", "data", "task", "tasks", "split", "n", "seed", "batch_size"),
     *("out", "help"),
+    *("name", "run", "interrupted", "command", "versions", "weights", "samples"),
 )
-"""Options that every study has, so that none may be called so."""
+"""Options that every study has, and what else is kept by name beside them: none is called so."""
 
 Kind = Literal["int", "float", "str", "bool"]
 
@@ -98,6 +99,8 @@ def read_study(module: str, function: str) -> Study:
     node = source.function(function)
     declared = _declared(source, node)
     summary, description, helps = sections_of(ast.get_docstring(node) or "")
+    if not summary:
+        raise SourceError(f"{module}.{function} does not say what it is: write a docstring")
     arguments = node.args
     options = tuple(
         _option(source, argument, default, helps, f"{module}.{function}")
@@ -121,7 +124,7 @@ def _declared(source: Source, node: ast.FunctionDef) -> dict[str, Any]:
             case ast.Call(func=ast.Name(id="study"), args=[name], keywords=keywords):
                 found = {str(k.arg): source.value(k.value) for k in keywords if k.arg != "check"}
                 found = {"task": "image", "needs": (), **found, "name": source.value(name)}
-                if UNKNOWN in found.values() or {*found} != {*_FIELDS}:
+                if not _is_declared(found):
                     raise SourceError(
                         f"{source.module}.{node.name}: expected @study to be given "
                         f"{', '.join(_FIELDS)}, written out"
@@ -130,7 +133,18 @@ def _declared(source: Source, node: ast.FunctionDef) -> dict[str, Any]:
     raise SourceError(f"{source.module}.{node.name} is no study: it has no @study(...)")
 
 
-_FIELDS = ("name", "title", "paper", "n", "task", "needs")
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "title": str,
+    "paper": str,
+    "n": int,
+    "task": str,
+    "needs": (tuple, list),
+}
+
+
+def _is_declared(found: dict[str, Any]) -> bool:
+    return {*found} == {*_FIELDS} and all(isinstance(found[k], of) for k, of in _FIELDS.items())
 
 
 def _option(
@@ -154,7 +168,7 @@ def _option(
         shown = "no type" if argument.annotation is None else ast.unparse(argument.annotation)
         raise SourceError(
             f"{place} has {shown}: expected int, float, str, bool, a Literal of texts, a Sequence "
-            "of these, or one of them or None"
+            "of these but bool, or one of them or None"
         )
     return Option(argument.arg, kind, value, choices, is_many, helps[argument.arg])  # pyright: ignore[reportArgumentType]
 
@@ -172,9 +186,9 @@ def _type(source: Source, node: ast.expr | None) -> tuple[set[str], tuple[str, .
         case ast.Subscript(value=ast.Name(id="Literal"), slice=of):
             choices = source.value(of)
             choices = choices if isinstance(choices, tuple) else (choices,)
-            kinds = {type(choice).__name__ for choice in choices}
-            return kinds, tuple(map(str, choices)), False
+            is_text = all(isinstance(choice, str) for choice in choices)
+            return {"str" if is_text else "?"}, tuple(map(str, choices)), False
         case ast.Subscript(value=ast.Name(id="Sequence"), slice=of):
             names, choices, _ = _type(source, of)
-            return names, choices, True
+            return {"?"} if "bool" in names else names, choices, True
     return {"?"}, (), False

@@ -33,7 +33,10 @@ def find(module: str) -> Path:
         'source.py'
     """
     first, *inside = module.split(".")
-    spec, name = find_spec(first) if first else None, first
+    try:
+        spec, name = find_spec(first) if first else None, first
+    except (ImportError, ValueError) as error:  # such as of __main__
+        raise SourceError(f"there is no source of {module!r}") from error
     for part in inside:
         if spec is None:
             break
@@ -85,11 +88,20 @@ class Source:
                     return self.resolved(value)
                 case ast.AnnAssign(target=ast.Name(id=name), value=value) if name == node.id:
                     return self.resolved(value)
-                case ast.ImportFrom(module=str(module), level=0, names=names):
+                case ast.ImportFrom(module=str(module), level=level, names=names):
                     for alias in names:
                         if (alias.asname or alias.name) == node.id:
-                            return self._imported(module, alias.name) or node
+                            home = self._absolute(module, level)
+                            return self._imported(home, alias.name) or node
         return node
+
+    def _absolute(self, module: str, level: int) -> str:
+        """The name of a module that is imported with so many dots in front."""
+        if not level:
+            return module
+        is_package = find(self.module).name == "__init__.py"
+        around = self.module.split(".")
+        return ".".join([*around[: len(around) - level + is_package], module])
 
     def _imported(self, module: str, name: str) -> ast.expr | None:
         if module in self.seen or module in ("typing", "collections.abc", "pathlib"):
@@ -108,7 +120,7 @@ class Source:
             return None
         try:
             return ast.literal_eval(resolved)
-        except ValueError:
+        except (TypeError, ValueError):
             return UNKNOWN
 
 
