@@ -44,7 +44,8 @@ def read(
 def test_what_is_read_is_what_the_function_has(study: Study) -> None:
     function = getattr(import_module(study.module), study.function)
     declared = {name: getattr(study, name) for name in function.study}
-    assert declared == function.study
+    check = function.study["check"]
+    assert declared == {**function.study, "check": check and check.__name__}
     parameters = inspect.signature(function).parameters
     options = [p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "run"]
     assert [option.name for option in study.options] == [p.name for p in options]

@@ -17,6 +17,7 @@ from vlm_lens.studies.options import Study
 from vlm_lens.studies.page import lines, render_study
 
 STUDY = Study(
+    check=None,
     module="mine.of",
     function="widths",
     name="widths",
@@ -104,7 +105,7 @@ def test_each_part_of_a_section_is_shown() -> None:
 
 
 def test_a_folded_table_is_for_who_opens_it() -> None:
-    page = rendered(Section(title="All", table=frame(3), is_folded=True))
+    page = rendered(Section(title="All", table=frame(3), shown="folded"))
     assert page.count("details") == rendered().count("details") + 1
     assert "All 3 rows" in page.text
     assert "layer 2" in page.text
@@ -137,7 +138,7 @@ def test_lines_are_headline_notes_and_sections() -> None:
             Section(sentences=["First."]),
             Section(title="Drawn alone", figure=go.Figure()),
             Section(title="Told", sentences=["Second."], table=frame(1)),
-            Section(title="Folded", table=frame(), is_folded=True),
+            Section(title="Folded", table=frame(), shown="folded"),
         ],
         ("theirs",),
     )

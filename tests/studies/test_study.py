@@ -19,7 +19,7 @@ def test_a_study_is_its_function_and_what_is_declared() -> None:
     declared = study("widths", **FIELDS, needs=["answers"])(widths)
     assert declared is widths
     assert declared(None, []) == "found"
-    expected = {"name": "widths", **FIELDS, "task": "image", "needs": ("answers",)}
+    expected = {"name": "widths", **FIELDS, "task": "image", "needs": ("answers",), "check": None}
     assert declared.__dict__["study"] == expected
 
 

@@ -48,6 +48,9 @@ GRID: Mapping[str, Sequence[int | float]] = {
 }
 """Thresholds around the paper's."""
 
+_TRIED = 8
+"""With so many samples it is tried whether they have visual and text tokens at all."""
+
 
 def classify(
     model: HookedVLM,
@@ -240,6 +243,6 @@ def types(
     options = {"T_v": T_v, "n_v": n_v, "T_t": T_t, "n_t": n_t, "max_new_tokens": max_new_tokens}
     typed = partial(classify, model, sites=sites, component=component, answers=answers)
     with warnings.catch_warnings(action="ignore"):  # what only the model knows is refused at once
-        typed(samples[: run.batch_size], top_samples=1, grid={}, **options)
+        typed(samples[:_TRIED], top_samples=1, grid={}, **options)
     options |= {"high_confidence": high_confidence, "alpha": alpha, "top_samples": top_samples}
     return run.kept("", NeuronTypes, lambda run: typed(samples, **options, **run.keywords))

@@ -167,12 +167,11 @@ def _checked(
     study: Study, samples: Datasets | list[Sample], given: Mapping[str, Any]
 ) -> Callable[..., Result]:
     """The study's function; what it refuses without a model is refused now."""
-    function = getattr(import_module(study.module), study.function)
-    check = function.study["check"]
-    if check is not None:
+    module = import_module(study.module)
+    if study.check is not None:
         with refusing():
-            check(samples, **given)
-    return function
+            getattr(module, study.check)(samples, **given)
+    return getattr(module, study.function)
 
 
 def _result(work: Callable[..., Result], folder: RunFolder, batch_size: int) -> Result:

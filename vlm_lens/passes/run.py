@@ -71,7 +71,8 @@ class Run:
         """A result that is in the folder from an earlier run, or else is made and written now.
 
         Args:
-            name: Of the step, and of its folder; "" for this folder, and the kind's name.
+            name: Of the step, and of its folder; "" for this folder, and the kind's name: made anew
+                of what is half done, if it is damaged.
             kind: The result's class.
             make: Makes it, with a run whose folder is for what is half done.
 
@@ -94,7 +95,12 @@ class Run:
             return make(step)
         file = step.folder / f"{kind.KIND}.json"
         if file.exists():
-            return _loaded(kind, file)
+            try:
+                return kind.load(step.folder)
+            except DamagedError:
+                if name:
+                    raise
+                file.unlink()  # else it would be a file that is not ours
         made = make(replace(step, folder=step.folder / CHECKPOINT))
         made.save(step.folder)
         return made
@@ -108,14 +114,3 @@ class Run:
     def asking(self) -> dict[str, Any]:
         """The same as functions take it that keep nothing half done."""
         return {"batch_size": self.batch_size, "on_batch": self.on_batch}
-
-
-def _loaded(kind: type[R], file: Path) -> R:
-    try:
-        return kind.load(file.parent)
-    except (DamagedError, ValueError) as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(
-            f"{reason}. To go on, delete {str(file)!r}: the same call makes it again, and other "
-            "results stay as they are"
-        ) from error

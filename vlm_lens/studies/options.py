@@ -59,6 +59,7 @@ class Study:
         module, function: Where it is.
         name: Of its command.
         title, paper, n, task, needs: See `vlm_lens.studies.study`.
+        check: The function beside it that refuses what can be refused without a model, if any.
         summary: What it says of itself first.
         description: What it says then.
         options: Its own options, in order.
@@ -73,6 +74,7 @@ class Study:
     n: int
     task: str
     needs: tuple[str, ...]
+    check: str | None
     summary: str
     description: str
     options: tuple[Option, ...]
@@ -122,8 +124,14 @@ def _declared(source: Source, node: ast.FunctionDef) -> dict[str, Any]:
     for decorator in node.decorator_list:
         match decorator:
             case ast.Call(func=ast.Name(id="study"), args=[name], keywords=keywords):
-                found = {str(k.arg): source.value(k.value) for k in keywords if k.arg != "check"}
-                found = {"task": "image", "needs": (), **found, "name": source.value(name)}
+                found = {str(k.arg): _written(source, k) for k in keywords}
+                found = {
+                    "task": "image",
+                    "needs": (),
+                    "check": None,
+                    **found,
+                    "name": source.value(name),
+                }
                 if not _is_declared(found):
                     raise SourceError(
                         f"{source.module}.{node.name}: expected @study to be given "
@@ -140,11 +148,19 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "n": int,
     "task": str,
     "needs": (tuple, list),
+    "check": (str, type(None)),
 }
 
 
 def _is_declared(found: dict[str, Any]) -> bool:
     return {*found} == {*_FIELDS} and all(isinstance(found[k], of) for k, of in _FIELDS.items())
+
+
+def _written(source: Source, keyword: ast.keyword) -> Any:
+    """What `study` is given; of a function its name."""
+    if keyword.arg == "check" and isinstance(keyword.value, ast.Name):
+        return keyword.value.id
+    return source.value(keyword.value)
 
 
 def _option(
