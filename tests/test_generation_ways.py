@@ -228,3 +228,17 @@ def test_strings_to_stop_at_need_a_tokenizer(llava: Tiny):
     bare = HookedVLM(llava.hf)
     with pytest.raises(ValueError, match="stop_strings='red' needs a tokenizer"):
         bare.generate(llava.inputs("text"), stop_strings="red")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}, {"guidance_scale": 2.0}],
+)
+def test_what_a_configuration_asks_for_does_not_vanish(llava: Tiny, asked: dict[str, Any]):
+    """An option of a given configuration is refused where the option itself is."""
+    inputs, config = llava.inputs("text"), GenerationConfig(**asked)
+    with pytest.raises(ValueError, match="generate_with_cache follows"):
+        llava.model.generate_with_cache(inputs, names_filter="hook_embed", generation_config=config)
+    if "num_beams" in asked:
+        with pytest.raises(ValueError, match="leave num_beams out"):
+            llava.model.generate_stream(inputs, generation_config=config)

@@ -1,9 +1,11 @@
 """Look inside vision-language models: every activation has a name, down to single neurons."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # as of typing, which takes longer than Ctrl-C may wait for an answer
 if TYPE_CHECKING:
+    from typing import Any
+
     from vlm_lens.cache import ActivationCache
     from vlm_lens.data import Sample, load_imagefolder, load_samples
     from vlm_lens.explorer import explore
@@ -37,6 +39,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch and transformers take seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_HOMES[name]), name)
 
 

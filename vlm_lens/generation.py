@@ -136,7 +136,7 @@ class Generation(ModelInputs):
             use_past_kv_cache: TransformerLens' name for `use_cache`.
             prepend_bos: For raw text.
             **kwargs: Passed to Hugging Face's `generate`. There are no beams, since they are known
-                at the end only.
+                at the end only; those that the model's own configuration asks for are left out.
 
         Raises:
             TypeError, ValueError: As `generate`; at once, not with the first piece.

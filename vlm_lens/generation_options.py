@@ -117,6 +117,12 @@ _OTHER_STEPS = (
 )
 
 
+def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those that a `generation_config` among them asks for."""
+    config = options.get("generation_config")
+    return {**({} if config is None else config.to_diff_dict()), **options}
+
+
 def check_one_step_a_token(options: Mapping[str, Any]) -> None:
     """Refuse what makes the steps of `generate` something else than the positions in order.
 
@@ -129,6 +135,7 @@ def check_one_step_a_token(options: Mapping[str, Any]) -> None:
         ValueError: generate_with_cache follows one sequence for each prompt: num_beams and \
 num_return_sequences must be 1.
     """
+    options = _asked(options)
     if (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1:
         raise ValueError(
             "generate_with_cache follows one sequence for each prompt: num_beams and "
@@ -162,6 +169,7 @@ def check_streamed(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Something cannot.
     """
+    options = _asked(options)
     asked = [name for name in _NO_STREAM if options.get(name) not in (None, False)]
     if options.get("num_beams") == 1:
         asked.remove("num_beams")

@@ -101,7 +101,8 @@ def test_there_is_no_default_endpoint(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:8000", "ftp://host/v1", "http://", "file:///etc/passwd"]
-    + ["http://host\n/v1", "http://a host/v1", "\thttp://host/v1", "http://host:99999/v1"],
+    + ["http://host\n/v1", "http://a host/v1", "\thttp://host/v1", "http://host:99999/v1"]
+    + ["http://[::1"],
 )
 def test_what_is_no_address_is_refused(url: str):
     with pytest.raises(ValueError, match="such as 'http://localhost:8000/v1'"):

@@ -282,6 +282,12 @@ def check_installed() -> None:
         )
 
 
+_ADDRESS = (
+    "expected base_url as the address of a chat endpoint, such as 'http://localhost:8000/v1', "
+    "without white space"
+)
+
+
 def check_endpoint(base_url: str, model: str) -> None:
     """Checks an address and a model's name.
 
@@ -289,7 +295,7 @@ def check_endpoint(base_url: str, model: str) -> None:
         ValueError: It is no address, or holds a password or a query, which caches and results
             would show.
     """
-    parts = urlsplit(base_url)
+    parts = _split(base_url)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "expected base_url without user, password and query, which would be written into "
@@ -297,12 +303,16 @@ def check_endpoint(base_url: str, model: str) -> None:
         )
     has_space = re.search(r"[\s\x00-\x20\x7f]", base_url)  # which urlsplit leaves out
     if has_space or parts.scheme not in ("http", "https") or not _has_host(parts):
-        raise ValueError(
-            "expected base_url as the address of a chat endpoint, such as "
-            f"'http://localhost:8000/v1', without white space, got {base_url!r}"
-        )
+        raise ValueError(f"{_ADDRESS}, got {base_url!r}")
     if not model:
         raise ValueError("expected the name of a model at the endpoint, got an empty text")
+
+
+def _split(base_url: str) -> SplitResult:
+    try:
+        return urlsplit(base_url)
+    except ValueError as error:  # such as half an IPv6 address
+        raise ValueError(f"{_ADDRESS}, got {base_url!r}: {error}") from error
 
 
 def _has_host(parts: SplitResult) -> bool:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+_NO_TEXT = (
+    "no sample is text-activated for any neuron: n_t tokens of an answer have to be above T_t, "
+    "which answers of fewer tokens cannot have"
+)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class NeuronTypes(Result):
     """The types of all neurons of some hook points.
@@ -220,7 +226,11 @@ class NeuronTypes(Result):
     def notes(self) -> tuple[str, ...]:
         """Which samples do not count."""
         reasons = Counter(self.parameters.get("left_out", {}).values())
-        return tuple(f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items())
+        left_out = [f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items()]
+        has_text = bool(
+            self._joined.counts[[LABELS.index(n) for n in ("text", "multi-modal")]].any()
+        )
+        return (*left_out, *([] if has_text else [_NO_TEXT]))
 
     def headline(self) -> str:
         """Which share of the neurons has which label."""

@@ -49,7 +49,7 @@ def load_imagefolder(folder: str | Path, *, n: int = 200) -> list[Sample]:
     check_count("n", n)
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        there = "it is a file" if folder.exists() else f"there is no folder {folder}"
+        there = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
         raise FileNotFoundError(f"expected a folder of images, but {there}")
     metadata = folder / METADATA
     if not metadata.is_file():
