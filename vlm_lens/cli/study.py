@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from vlm_lens.cli.samples import (
     read_datasets,
     read_samples,
 )
+from vlm_lens.cli.several import are_several, together
 from vlm_lens.cli.values import finite, named
 from vlm_lens.counted import counted
 from vlm_lens.studies.known import BrokenStudyError, studies
@@ -94,35 +95,60 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 
 
 def run(study: Study, arguments: argparse.Namespace, *, command: str) -> None:
+    """Runs a study, alone or as one of several processes."""
+    with together():
+        _run(study, arguments, command)
+
+
+def _run(study: Study, arguments: argparse.Namespace, command: str) -> None:
     """What can be refused without the model is refused before it is loaded."""
     step = Steps()
     check_least(arguments, n=1, batch_size=1)
     folder = RunFolder.of(arguments, command)
-    datasets = _read(study, arguments)
+    datasets = _read_once(study, arguments)
     notes = _check_needs(study, datasets)
     given = {option.name: getattr(arguments, option.name) for option in study.options}
     function = _checked(study, _as_declared(study, datasets), given)
     step(f"loading {arguments.model}")
     model = load_model(arguments)
+    from vlm_lens.ranks import is_first, shared
+
     check_prompts(model, datasets)
     every = [sample for samples in datasets.values() for sample in samples]
-    folder.claim(**checksums(model, every))
+    shared(lambda: folder.claim(**checksums(model, every)))
     step(f"{study.title}: {counted(len(every), 'sample')}")
     work = partial(function, model, _as_declared(study, datasets), **given)
     result = _result(work, folder, arguments.batch_size)
-    folder.derive(result, kind=result.KIND)
-    step("writing the report")
+    if is_first():
+        about = {"Model": arguments.model, "Samples": f"{len(every):,}"}
+        _write_down(study, folder, result, about, notes, step)
+
+
+def _write_down(
+    study: Study,
+    folder: RunFolder,
+    result: Result,
+    about: Mapping[str, str],
+    notes: Sequence[str],
+    step: Steps,
+) -> None:
+    """Writes the result and its page, and prints what was found and where that is."""
     from vlm_lens.studies.page import lines, render_study
 
-    html = render_study(
-        study,
-        result,
-        about={"Model": arguments.model, "Samples": f"{len(every):,}"},
-        notes=notes,
-        options=folder.options,
-        command=folder.command,
-    )
+    folder.derive(result, kind=result.KIND)
+    step("writing the report")
+    told = {"options": folder.options, "command": folder.command}
+    html = render_study(study, result, about=about, notes=notes, **told)
     publish(folder, html, said=lines(result, notes=notes), step=step)
+
+
+def _read_once(study: Study, arguments: argparse.Namespace) -> Datasets:
+    """The samples, which one process reads for all."""
+    if not are_several():
+        return _read(study, arguments)
+    from vlm_lens.ranks import shared
+
+    return shared(lambda: _read(study, arguments))
 
 
 def _read(study: Study, arguments: argparse.Namespace) -> Datasets:
@@ -177,11 +203,13 @@ def _checked(
 def _result(work: Callable[..., Result], folder: RunFolder, batch_size: int) -> Result:
     """What the study finds; samples that are left out are in its notes, and told there."""
     from vlm_lens.passes import Run, SamplesLeftOutWarning
+    from vlm_lens.ranks import is_first
 
     try:
         with warnings.catch_warnings(), refusing(), Bars() as bars:
             warnings.simplefilter("ignore", SamplesLeftOutWarning)
             return work(run=Run(folder=folder.path, batch_size=batch_size, tell=bars.tell))
     except InputError:
-        folder.release()
+        if is_first():
+            folder.release()
         raise

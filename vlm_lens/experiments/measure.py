@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from vlm_lens.passes.answers import greedy_tokens
 from vlm_lens.passes.data import Chunk, chunks_of
 from vlm_lens.passes.one_pass import REFUSED
 from vlm_lens.passes.run import OnBatch
+from vlm_lens.ranks import in_turn
 
 Grade = Callable[[str, Sample], float]
 """From an answer and the sample that was asked to a number from 0 (wrong) to 1 (right)."""
@@ -165,13 +167,14 @@ def measure(
     }
     kept: dict[str, list[Sample]] = {task: [] for task in counted}
     refused: dict[str, list[str]] = {task: [] for task in counted}
-    for done, chunk in enumerate(chunks, 1):
+    work = partial(_answered, model, edits, max_new_tokens)
+    for done, (chunk, parts) in enumerate(in_turn(work, chunks), 1):
         task = chunk.dataset
-        for part, answers in _answers(model, chunk, edits, max_new_tokens):
+        for numbers, answers in parts:
             if isinstance(answers, str):
-                refused[task] += [answers] * len(part)
+                refused[task] += [answers] * len(numbers)
                 continue
-            samples = [expected[task][number] for number in part.numbers]
+            samples = [expected[task][number] for number in numbers]
             kept[task] += samples
             for name, texts in answers.items():
                 pairs = zip(texts, samples, strict=True)
@@ -251,6 +254,14 @@ def _samples(one: Sample | Answered) -> list[Sample]:
         return [one]
     pairs = zip(one.inputs.texts, one.answers, strict=True)
     return [Sample(images=[], text=text, answer=answer) for text, answer in pairs]
+
+
+def _answered(
+    model: HookedVLM, edits: Mapping[str, Edit], max_new_tokens: int, chunk: Chunk
+) -> list[tuple[Sequence[int], dict[str, list[str]] | str]]:
+    """The numbers of a batch's samples, with their answers or why there are none."""
+    parts = _answers(model, chunk, edits, max_new_tokens)
+    return [(part.numbers, answers) for part, answers in parts]
 
 
 def _answers(

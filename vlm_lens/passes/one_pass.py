@@ -25,6 +25,7 @@ from vlm_lens.passes.passed import Passed, merge
 from vlm_lens.passes.reducers import Reducer
 from vlm_lens.passes.run import Run
 from vlm_lens.passes.watch import reduced
+from vlm_lens.ranks import in_turn, is_first, n_ranks, read_once
 from vlm_lens.results.provenance import digest_of_weights
 
 _FEW = 8
@@ -111,7 +112,7 @@ def one_pass(
     datasets = named(data)
     cut = chunks_of(datasets, run.batch_size, by=by, first=first, only=only, shard=run.shard)
     is_listed = all(isinstance(items, Sequence) for items in datasets.values())
-    chunks: Iterable[Chunk] = list(cut) if is_listed else cut
+    chunks: Iterable[Chunk] = list(cut) if is_listed else read_once(cut)
     total = len(chunks) if isinstance(chunks, list) else None
     belongs_to: dict[str, Any] = {}
     if run.folder is not None:
@@ -130,11 +131,7 @@ def one_pass(
         raise ValueError("expected at least one sample, got none")
     _check_any(passed)
     _tell(passed, names)
-    on_cpu = {
-        key: {name: tensor.cpu() for name, tensor in state.items()}
-        for key, state in passed.states.items()
-    }
-    return replace(passed, states=on_cpu)
+    return passed.on_cpu()
 
 
 def _names(model: HookedVLM, sites: Which | NamesFilter, component: str | None) -> list[str]:
@@ -152,19 +149,19 @@ def _finished(
 ) -> Passed:
     """Everything that is not done yet."""
     passed = saved = Passed() if run.folder is None else resumed(run, chunks, belongs_to)
+    keeps = run.folder is not None and is_first()
     try:
-        for chunk in chunks:
-            more = step(chunk)
+        for chunk, more in in_turn(step, chunks):
             digest = "" if run.folder is None else chunk.chained(passed.digest)
             passed = replace(passed.plus(more, step.reducers), digest=digest)
             _check_any(passed, least=_FEW)
             if run.on_batch is not None:
                 run.on_batch(passed.n_batches, total)
-            if run.folder is not None and passed.n_batches % run.every == 0:
+            if keeps and passed.n_batches % run.every == 0:
                 save(run, passed, belongs_to)
                 saved = passed
     finally:
-        if run.folder is not None and passed is not saved:
+        if keeps and passed is not saved:
             save(run, passed, belongs_to)
     return passed
 
@@ -218,7 +215,8 @@ class _Step:
     under: Under | None
 
     def __call__(self, chunk: Chunk) -> Passed:
-        return replace(self._taken(chunk), n_batches=1)
+        passed = replace(self._taken(chunk), n_batches=1)
+        return passed if n_ranks() == 1 else passed.on_cpu()
 
     def _taken(self, chunk: Chunk) -> Passed:
         """A chunk's states; where something is wrong, those of each sample that is not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -122,6 +122,14 @@ class Passed:
             {"group": tuple(names)},
             self.notes,
         )
+
+    def on_cpu(self) -> Passed:
+        """The same, with all states on the CPU."""
+        states = {
+            key: {name: tensor.cpu() for name, tensor in state.items()}
+            for key, state in self.states.items()
+        }
+        return replace(self, states=states)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlm_lens.ranks import is_first, shared
 from vlm_lens.results import Result
 from vlm_lens.whole_file import DamagedError
 
@@ -94,15 +95,11 @@ class Run:
         if step.folder is None:
             return make(step)
         file = step.folder / f"{kind.KIND}.json"
-        if file.exists():
-            try:
-                return kind.load(step.folder)
-            except DamagedError:
-                if name:
-                    raise
-                file.unlink()  # else it would be a file that is not ours
+        if shared(lambda: _is_there(kind, file, has_half=not name)):
+            return kind.load(step.folder)
         made = make(replace(step, folder=step.folder / CHECKPOINT))
-        made.save(step.folder)
+        if is_first():
+            made.save(step.folder)
         return made
 
     @property
@@ -114,3 +111,13 @@ class Run:
     def asking(self) -> dict[str, Any]:
         """The same as functions take it that keep nothing half done."""
         return {"batch_size": self.batch_size, "on_batch": self.on_batch}
+
+
+def _is_there(kind: type[Result], file: Path, *, has_half: bool) -> bool:
+    """Whether a result is in its file; a damaged one goes, if what is half done gives it again."""
+    if file.exists() and has_half:
+        try:
+            kind.load(file.parent)
+        except DamagedError:
+            file.unlink()
+    return file.exists()
