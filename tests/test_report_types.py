@@ -109,6 +109,15 @@ def test_high_confidence_and_silence_are_told() -> None:
     assert "1 are never active, and so unknown." in said(types())
 
 
+def test_answers_that_are_too_short_for_text_are_told() -> None:
+    short, long = ({**types().parameters, "n_text_tokens": n} for n in (33, 60))
+    assert (
+        "answers have 1.1 text tokens on average, and a sample needs 2"
+        in (types(parameters=short).notes[-1])
+    )
+    assert "text tokens on average" not in " ".join(types(parameters=long).notes)
+
+
 def test_layers_with_the_largest_shares_are_told() -> None:
     [sentence] = next(s.sentences for s in types().sections() if s.title == "By layer")
     assert "visual in layer 0 (100%), text in layer 1 (100%) and unknown in layer 2" in sentence

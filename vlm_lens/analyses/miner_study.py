@@ -24,7 +24,7 @@ from vlm_lens.studies import study
 Datasets = Mapping[str, Sequence[Sample]]
 
 
-def check(datasets: Datasets, **options: Any) -> None:
+def _check(datasets: Datasets, **options: Any) -> None:
     """Refuses options that are out of range, and tasks that cannot be graded.
 
     Raises:
@@ -45,7 +45,7 @@ def check(datasets: Datasets, **options: Any) -> None:
             )
 
 
-@study("miner", title="MINER", paper="arXiv 2410.04819", n=100, check=check)
+@study("miner", title="MINER", paper="arXiv 2410.04819", n=100, check=_check)
 def study_modalities(
     model: HookedVLM,
     datasets: Datasets,

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from vlm_lens.analyses.neuron_types_counts import Comparison, Thresholds
 from vlm_lens.analyses.neuron_types_labels import check_shares, of_site, sensitivity
-from vlm_lens.analyses.neuron_types_passes import Passes, Setting
+from vlm_lens.analyses.neuron_types_passes import Passes, Setting, n_text_tokens
 from vlm_lens.analyses.neuron_types_result import NeuronTypes
 from vlm_lens.data import Sample
 from vlm_lens.data.sample import check_are_samples
@@ -165,6 +165,7 @@ def classify(
             **statistics.parameters,
             **setting.fields(),
             "n_samples": statistics.n_samples,
+            "n_text_tokens": n_text_tokens(statistics),
             "left_out": {str(number): why for number, why in statistics.left_out.items()},
             "high_confidence": high_confidence,
             "alpha": alpha,
@@ -179,7 +180,7 @@ def _from(before: int, after: int, on_batch: OnBatch | None) -> OnBatch | None:
     return lambda n, total: on_batch(before + n, None if total is None else before + total + after)
 
 
-def check(samples: Sequence[Sample], **options: Any) -> None:
+def _check(samples: Sequence[Sample], **options: Any) -> None:
     """Refuses options that are out of range, and answers that are not there.
 
     Raises:
@@ -201,7 +202,7 @@ def check(samples: Sequence[Sample], **options: Any) -> None:
     task="caption",
     n=500,
     needs=("images",),
-    check=check,
+    check=_check,
 )
 def types(
     model: HookedVLM,

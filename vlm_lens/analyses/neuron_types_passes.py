@@ -29,6 +29,10 @@ from vlm_lens.passes.run import OnBatch
 from vlm_lens.statistics import NeuronStatistics, collect
 
 
+_TEXT = 1
+"""The place of the text tokens among the types that statistics are asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What makes a type; see `vlm_lens.analyses.neuron_types.classify`.
@@ -190,3 +194,9 @@ class Passes:
 
 def _known(statistics: NeuronStatistics) -> dict[str, Any]:
     return {name: v for name, v in statistics.parameters.items() if name != "provenance"}
+
+
+def n_text_tokens(statistics: NeuronStatistics) -> int:
+    """How many text tokens all samples have together."""
+    site = next(iter(statistics.sites.values()))
+    return sum(moments.count for types, moments in site.moments.items() if _TEXT in types)

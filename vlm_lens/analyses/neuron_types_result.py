@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,12 +26,6 @@ from vlm_lens.results import Result, Section
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-
-_NO_TEXT = (
-    "no sample is text-activated for any neuron: n_t tokens of an answer have to be above T_t, "
-    "which answers of fewer tokens cannot have"
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,10 +222,18 @@ class NeuronTypes(Result):
         """Which samples do not count."""
         reasons = Counter(self.parameters.get("left_out", {}).values())
         left_out = [f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items()]
-        has_text = bool(
-            self._joined.counts[[LABELS.index(n) for n in ("text", "multi-modal")]].any()
-        )
-        return (*left_out, *([] if has_text else [_NO_TEXT]))
+        return (*left_out, *self._short_answers())
+
+    def _short_answers(self) -> list[str]:
+        """That few neurons can be text where answers are short."""
+        n_samples, n_t = self.parameters["n_samples"], self.parameters.get("n_t", 0)
+        mean = self.parameters.get("n_text_tokens", math.inf) / n_samples
+        if mean >= n_t:
+            return []
+        return [
+            f"answers have {mean:.2g} text tokens on average, and a sample needs {n_t} of them "
+            "(n_t) to be text-activated: with such short answers few neurons can be text"
+        ]
 
     def headline(self) -> str:
         """Which share of the neurons has which label."""
