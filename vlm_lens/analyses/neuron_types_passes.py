@@ -28,7 +28,6 @@ from vlm_lens.passes.data import ONE
 from vlm_lens.passes.run import OnBatch
 from vlm_lens.statistics import NeuronStatistics, collect
 
-
 _TEXT = 1
 """The place of the text tokens among the types that statistics are asked for."""
 
