@@ -248,9 +248,7 @@ def test_states_that_are_not_finite_are_left_out():
     model.hf_model.model.language_model.embed_tokens.weight.data[word] = torch.nan
     found = pooled_states(model, samples())
     assert found.samples["text"] == [0, 1, 2, 3, 5, 6]
-    assert found.notes == (
-        "1 sample left out of 'data': blocks.0.hook_resid_pre is infinite or NaN",
-    )
+    assert found.notes == ("1 sample left out: blocks.0.hook_resid_pre is infinite or NaN",)
     attention = last_token_attention(model, samples())
     assert attention.frame["mass"].notna().all()
     assert attention.notes[0].endswith("attn.hook_pattern is infinite or NaN")

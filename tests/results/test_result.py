@@ -25,6 +25,7 @@ from vlm_lens.analyses.explaining.explanation import Explanation
 from vlm_lens.analyses.explaining.scoring import Score
 from vlm_lens.analyses.explanations import Explanations
 from vlm_lens.analyses.logit_effect import LogitEffect
+from vlm_lens.analyses.mined import Mined
 from vlm_lens.analyses.miner_scores import METRICS, ModalityScores
 from vlm_lens.analyses.neuron_types_labels import SiteTypes
 from vlm_lens.analyses.neuron_types_result import NeuronTypes
@@ -90,6 +91,15 @@ EXAMPLES: dict[type[Result], Result] = {
         {NAME: torch.rand(5, 2, 3)}, "MINER", PARAMETERS,
         {"metric": METRICS, "modality": ("text", "image")}, (EVIL,), {"demo": 3},
         {"demo": {"text": 3, "image": 0}},
+    ),
+    Mined: Mined(
+        ModalityScores(
+            {NAME: torch.rand(5, 2, 3)}, "MINER", PARAMETERS,
+            {"metric": METRICS, "modality": ("text", EVIL)}, (EVIL,), {"demo": 3},
+            {"demo": {"text": 3, EVIL: 3}},
+        ),
+        {"text": NeuronSet.from_indices({NAME: [2]}, sizes={NAME: 3}), EVIL: NeuronSet()},
+        0.5, "LA_MU", (0.0, 0.25, 0.25, 0.5, 0.0),
     ),
     DirectEffect: DirectEffect(
         {NAME: torch.ones(2)}, "direct effect", token=3, position=4, logit=0.5,
