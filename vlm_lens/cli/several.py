@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 
 def are_several() -> bool:
@@ -27,5 +28,5 @@ def together() -> Iterator[None]:
         if is_first():
             yield
             return
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
