@@ -80,7 +80,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.full
-def test_when_one_dies_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_again", [1, 2])
+def test_when_one_dies_the_same_command_goes_on(tmp_path: Path, n_again: int) -> None:
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
@@ -91,7 +92,7 @@ def test_when_one_dies_the_same_command_goes_on(tmp_path: Path) -> None:
     assert not (halved / "selected.json").exists()
     [kept] = (halved / "scores" / "checkpoint").glob("*.json")
     assert json.loads(kept.read_text())["fields"]["n_batches"] >= 8
-    again = python("-m", "vlm_lens", *given, "--out", halved, n=2)
+    again = python("-m", "vlm_lens", *given, "--out", halved, n=n_again)
     assert again.returncode == 0, again.stderr
     assert results_in(halved) == results_in(whole)
 

@@ -80,8 +80,7 @@ def mad(means: PerGroup) -> PerGroup:
         >>> mad(torch.tensor([[1.0], [0.0], [0.5]])).flatten().tolist()
         [0.75, -0.75, 0.0]
     """
-    others = (means.sum(0) - means) / (len(means) - 1)
-    return means - others
+    return means - (means.sum(0) - means) / (len(means) - 1)
 
 
 def con_act(rates: PerGroup) -> PerGroup:
@@ -232,11 +231,9 @@ def culture(
 ) -> Selected:
     """The neurons that one group of questions needs, and the others do not.
 
-    Groups are the questions' categories.
-
     Args:
         model: A model with a language model.
-        samples: Questions with answers and categories.
+        samples: Questions with answers and categories, which are the groups.
         selector: How groups are compared.
         share: How many neurons each group gets, as a share of all.
         judged: The share of each group's questions that neurons are not chosen from, but judged on.

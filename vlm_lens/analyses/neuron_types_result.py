@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -221,19 +221,18 @@ class NeuronTypes(Result):
     def notes(self) -> tuple[str, ...]:
         """Which samples do not count."""
         reasons = Counter(self.parameters.get("left_out", {}).values())
-        left_out = [f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items()]
+        left_out = (f"{counted(n, 'sample')} left out: {why}" for why, n in reasons.items())
         return (*left_out, *self._short_answers())
 
-    def _short_answers(self) -> list[str]:
+    def _short_answers(self) -> Iterator[str]:
         """That few neurons can be text where answers are short."""
-        n_samples, n_t = self.parameters["n_samples"], self.parameters.get("n_t", 0)
-        mean = self.parameters.get("n_text_tokens", math.inf) / n_samples
-        if mean >= n_t:
-            return []
-        return [
-            f"answers have {mean:.2g} text tokens on average, and a sample needs {n_t} of them "
-            "(n_t) to be text-activated: with such short answers few neurons can be text"
-        ]
+        n_t, n_tokens = (self.parameters.get(name, math.inf) for name in ("n_t", "n_text_tokens"))
+        mean = n_tokens / self.parameters["n_samples"]
+        if mean < n_t:
+            yield (
+                f"answers have {mean:.2g} text tokens on average, and a sample needs {n_t} of them "
+                "(n_t) to be text-activated: with such short answers few neurons can be text"
+            )
 
     def headline(self) -> str:
         """Which share of the neurons has which label."""

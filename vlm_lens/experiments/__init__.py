@@ -5,7 +5,6 @@ from vlm_lens.experiments.measure import (
     CLEAN,
     Answered,
     Grades,
-    answered_right,
     exact_match,
     measure,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "Grades",
     "Matrix",
     "Selected",
-    "answered_right",
     "exact_match",
     "matrix",
     "measure",

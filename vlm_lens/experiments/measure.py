@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,28 +189,6 @@ def measure(
     return Grades(grades, samples_of, (*notes, *_refusals(kept, refused)))
 
 
-def answered_right(
-    model: HookedVLM, samples: Sequence[Sample], *, batch_size: int = 16
-) -> list[Sample]:
-    """The samples that a model answers right; those without an answer are not asked.
-
-    Args:
-        model: The model.
-        samples: Questions with answers.
-        batch_size: How many run at once.
-
-    Raises:
-        ValueError: None of them counts.
-
-    Example:
-        >>> from vlm_lens import load_samples
-        >>> model = HookedVLM.from_pretrained("shapes-llava")
-        >>> len(answered_right(model, load_samples("shapes-llava", n=8)))
-        8
-    """
-    return measure(model, {"all": samples}, {}, batch_size=batch_size).right("all")
-
-
 def _refusals(
     kept: Mapping[str, Sequence[Sample]], refused: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
@@ -297,14 +275,14 @@ def _greedy(
         hooks = [] if edit is None else edit.hooks(inputs)
         with (
             warnings.catch_warnings(),
-            _nan_in_logits(model) as is_nan,
+            _nan_in_logits(model) if edit is None else nullcontext() as is_nan,
             model.hooks(hooks),
             replay.running(),
         ):
             # Mllama leaves its cross-attention layers out where there is no image.
             warnings.simplefilter("ignore", HookNeverFiredWarning)
             tokens = greedy_tokens(model, inputs, max_new_tokens=max_new_tokens)
-        if edit is None and any(map(bool, is_nan)):
+        if is_nan and any(map(bool, is_nan)):
             return "its logits are NaN"
         n_prompt = text_for(model, "answers").n_before(inputs)
         texts = model.tokenizer.batch_decode(tokens[:, n_prompt:], skip_special_tokens=True)

@@ -15,7 +15,7 @@ from vlm_lens.results.section import Section
 
 R = TypeVar("R", bound="Result")
 
-_MOST_ROWS = 40
+MOST_ROWS = 40
 """So many rows of a table are printed."""
 
 
@@ -93,9 +93,9 @@ class Result:
     def _first_rows(self) -> tuple[pd.DataFrame, list[str]]:
         """As much of the table as one reads, and what is missing."""
         table = self.shown()
-        more = len(table) - _MOST_ROWS
+        more = len(table) - MOST_ROWS
         rest = [f"... and {more:,} more rows; .table() has them all"] if more > 0 else []
-        return table.head(_MOST_ROWS), rest
+        return table.head(MOST_ROWS), rest
 
     # On disk ----------------------------------------------------------------------------------
 

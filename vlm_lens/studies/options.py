@@ -15,6 +15,9 @@ TAKEN = (
 )
 """Options that every study has, and what else is kept by name beside them: none is called so."""
 
+LATER = "controls"
+"""An option that can be added to what is done: whether it was given, makes no results others."""
+
 Kind = Literal["int", "float", "str", "bool"]
 
 _NUMBERS = {("int",): "int", ("float",): "float", ("float", "int"): "float"}
@@ -186,6 +189,8 @@ def _option(
             f"{place} has {shown}: expected int, float, str, bool, a Literal of texts, a Sequence "
             "of these but bool, or one of them or None"
         )
+    if argument.arg == LATER and kind != "bool":
+        raise SourceError(f"{place} can be added later, so it is a bool, got {kind}")
     return Option(argument.arg, kind, value, choices, is_many, helps[argument.arg])  # pyright: ignore[reportArgumentType]
 
 

@@ -13,10 +13,8 @@ from vlm_lens.pages.environment import render
 from vlm_lens.pages.tables import Table, of_frame, of_parameters
 from vlm_lens.plots.page import as_json
 from vlm_lens.results import Result, Section
+from vlm_lens.results.result import MOST_ROWS
 from vlm_lens.studies.options import Study
-
-_MOST_ROWS = 40
-"""So many rows of a table are printed in a terminal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ def lines(result: Result, *, notes: Sequence[str] = ()) -> list[str]:
         said += ["", section.title] if section.title else [""]
         said += section.sentences
         if section.table is not None:
-            said.append(str(of_frame(section.table.head(_MOST_ROWS))))
-            if (more := len(section.table) - _MOST_ROWS) > 0:
+            said.append(str(of_frame(section.table.head(MOST_ROWS))))
+            if (more := len(section.table) - MOST_ROWS) > 0:
                 said.append(f"... and {more:,} more rows, on the page")
     return said
