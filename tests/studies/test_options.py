@@ -105,6 +105,17 @@ def test_other_types_are_refused(
 # What is not declared -----------------------------------------------------------------------------
 
 
+def test_what_can_be_added_later_is_a_yes_or_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its value is not compared with what is in a folder, so a number would be a silent mix."""
+    with pytest.raises(
+        SourceError, match="'controls' can be added later, so it is a bool, got int"
+    ):
+        read(tmp_path, monkeypatch, "controls: int = 3", help="controls: What.")
+    assert read(tmp_path, monkeypatch, "controls: bool = True", help="controls: What.")
+
+
 @pytest.mark.parametrize("name", [name for name in TAKEN if name != "run"])
 def test_names_that_are_taken_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
